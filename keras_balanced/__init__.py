@@ -1,0 +1,32 @@
+"""Keras 3 losses, priors and metrics for classes that are not balanced."""
+
+import importlib
+
+from keras_balanced.functional import gca_loss, gla_loss
+from keras_balanced.layers import ClassPrior
+from keras_balanced.losses import GCALoss, GLALoss
+from keras_balanced.metrics import BalancedAccuracy, ClassRecall
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BalancedAccuracy",
+    "ClassPrior",
+    "ClassRecall",
+    "GCALoss",
+    "GLALoss",
+    "gca_loss",
+    "gla_loss",
+]
+
+_ON_DEMAND = ("datasets", "models", "plots")
+
+
+def __getattr__(name):
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"keras_balanced.{name}")
+    raise AttributeError(f"module 'keras_balanced' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*__all__, *_ON_DEMAND]

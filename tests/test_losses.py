@@ -1,0 +1,203 @@
+"""The losses as Keras classes: the contract of a loss, training, and round trips."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_balanced import ClassPrior, GCALoss, GLALoss, gca_loss, gla_loss
+
+PRIORS = [6.0, 3.0, 1.0]
+LOSSES = {
+    "gla": GLALoss(PRIORS, q=0.3),
+    "gca": GCALoss(PRIORS, q=0.3),
+}
+# Every argument away from its default, where it has a second legal value.
+CHANGED = {
+    GLALoss: {
+        "priors": PRIORS,
+        "q": 0.3,
+        "tau": 0.5,
+        "target_priors": [1.0, 2.0, 3.0],
+        "from_logits": False,
+        "reduction": "sum",
+        "name": "other",
+        "dtype": "float64",
+    },
+    GCALoss: {
+        "priors": PRIORS,
+        "q": 0.1,
+        "margins": [3.0, 2.0, 1.0],
+        "consistent": False,
+        "target_priors": [1.0, 2.0, 3.0],
+        "from_logits": False,
+        "reduction": "sum",
+        "name": "other",
+        "dtype": "float64",
+    },
+}
+
+
+def data(rng, size=32):
+    return rng.standard_normal((size, 4)).astype("float32"), rng.integers(0, 3, size)
+
+
+def classifier(activation=None):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation)])
+
+
+@pytest.fixture(params=LOSSES)
+def loss(request):
+    return LOSSES[request.param]
+
+
+@pytest.mark.parametrize(
+    ("loss_class", "function", "arguments"),
+    [(GLALoss, gla_loss, {"q": 0.3}), (GCALoss, gca_loss, {"q": 0.1, "margins": [3, 2, 1]})],
+)
+def test_class_is_the_function_reduced(loss_class, function, arguments, rng):
+    _, y = data(rng)
+    z = rng.standard_normal((32, 3)).astype("float32")
+    w = rng.random(32).astype("float32")
+    values = ops.convert_to_numpy(function(y, z, PRIORS, **arguments))
+    for reduction, expected in [
+        ("sum_over_batch_size", (w * values).mean()),
+        ("sum", (w * values).sum()),
+        ("mean_with_sample_weight", (w * values).sum() / w.sum()),
+        (None, w * values),
+    ]:
+        loss = loss_class(PRIORS, reduction=reduction, **arguments)
+        np.testing.assert_allclose(ops.convert_to_numpy(loss(y, z, w)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", None])
+def test_labels_of_shape_b1_do_not_broadcast(loss, rng, reduction):
+    _, y = data(rng)
+    z = rng.standard_normal((32, 3)).astype("float32")
+    loss = type(loss)(PRIORS, reduction=reduction)
+    flat, column = ops.convert_to_numpy(loss(y, z)), ops.convert_to_numpy(loss(y[:, None], z))
+    assert column.shape == flat.shape
+    np.testing.assert_array_equal(column, flat)
+
+
+def test_class_ids_survive_the_cast_of_keras(rng):
+    y = np.array([256, 257, 998, 999])
+    z = rng.standard_normal((4, 1000)).astype("float32")
+    priors = np.linspace(1, 2, 1000)
+    expected = ops.convert_to_numpy(gla_loss(y, z, priors))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(GLALoss(priors, reduction=None)(y, z)), expected, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("labels", ["sparse", "column", "one_hot"])
+def test_fit(loss, labels, rng):
+    x, y = data(rng, 128)
+    y = x[:, :3].argmax(axis=-1)
+    targets = {"sparse": y, "column": y[:, None], "one_hot": np.eye(3)[y]}[labels]
+    model = classifier()
+    model.compile(keras.optimizers.Adam(0.1), loss=loss)
+    history = model.fit(x, targets, epochs=10, verbose=0).history["loss"]
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_fit_gives_the_same_weights_for_sparse_and_one_hot(loss, rng):
+    x, y = data(rng)
+    first, second = classifier(), classifier()
+    second.set_weights(first.get_weights())
+    for model, targets in [(first, y), (second, np.eye(3)[y])]:
+        model.compile("sgd", loss=loss)
+        model.fit(x, targets, epochs=3, shuffle=False, verbose=0)
+    np.testing.assert_allclose(first.get_weights()[0], second.get_weights()[0], atol=1e-6)
+
+
+def test_adapted_class_prior_equals_its_counts(rng):
+    _, y = data(rng)
+    z = rng.standard_normal((32, 3)).astype("float32")
+    prior = ClassPrior(3)
+    prior.adapt(y)
+    for loss_class in (GLALoss, GCALoss):
+        assert float(loss_class(prior)(y, z)) == float(loss_class(np.bincount(y))(y, z))
+
+
+def test_unadapted_class_prior_is_refused():
+    with pytest.raises(ValueError, match=r"has not counted any labels.*`adapt\(data\)`"):
+        GLALoss(ClassPrior(3))
+
+
+def test_class_without_examples_is_refused():
+    prior = ClassPrior(3)
+    prior.adapt(np.array([0, 0, 2]))
+    with pytest.raises(ValueError, match=r"class ids \[1\].*smoothing=1.0"):
+        GCALoss(prior)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_softmax_model_is_refused(activation, policy, loss, rng):
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX arrays take no mark, so a softmax cannot be seen")
+    x, y = data(rng)
+    keras.config.set_dtype_policy(policy)
+    model = classifier(activation)
+    for eagerly in (True, False):
+        model.compile("sgd", loss=loss, run_eagerly=eagerly)
+        with pytest.raises(ValueError, match=r"Expected logits in `y_pred`.*`from_logits=False`"):
+            model.fit(x, y, verbose=0)
+
+
+def test_softmax_model_trains_as_its_logits(loss, rng):
+    x, y = data(rng)
+    logits, softmax = classifier(), classifier("softmax")
+    softmax.set_weights(logits.get_weights())
+    config = loss.get_config()
+    for model, from_logits in [(logits, True), (softmax, False)]:
+        model.compile("sgd", loss=type(loss)(**{**config, "from_logits": from_logits}))
+        model.fit(x, y, epochs=3, shuffle=False, verbose=0)
+    np.testing.assert_allclose(logits.get_weights()[0], softmax.get_weights()[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16"])
+def test_half_precision_dtype_is_refused(loss, dtype):
+    with pytest.raises(ValueError, match="`dtype` of a loss must be float32 or float64"):
+        type(loss)(PRIORS, dtype=dtype)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains(loss, policy, rng):
+    x, _ = data(rng, 128)
+    y = x[:, :3].argmax(axis=-1)
+    keras.config.set_dtype_policy(policy)
+    model = classifier()
+    model.compile(keras.optimizers.Adam(0.1), loss=loss)
+    history = model.fit(x, y, epochs=10, verbose=0).history["loss"]
+    assert history[-1] < 0.5 * history[0]
+
+
+@pytest.mark.parametrize("loss_class", CHANGED)
+def test_config_round_trip(loss_class):
+    loss = loss_class(**CHANGED[loss_class])
+    config = json.loads(json.dumps(loss.get_config()))
+    assert config == CHANGED[loss_class]
+    assert loss_class.from_config(config).get_config() == config
+
+
+@pytest.mark.parametrize("loss_class", CHANGED)
+def test_compiled_model_round_trip(loss_class, rng, tmp_path):
+    if keras.backend.backend() == "jax":  # JAX has no float64 unless it is switched on.
+        arguments = {**CHANGED[loss_class], "dtype": "float32"}
+    else:
+        arguments = CHANGED[loss_class]
+    x, y = data(rng)
+    model = classifier("softmax")
+    model.compile("sgd", loss=loss_class(**arguments))
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.loss.get_config() == {**arguments}
+    assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
+    for each in (model, loaded):
+        each.fit(x, y, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], loaded.get_weights()[0])
