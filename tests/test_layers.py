@@ -1,0 +1,176 @@
+"""ClassPrior: whatever holds the labels, the counts are the same."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_balanced import ClassPrior, GLALoss
+
+LABELS = np.array([0, 2, 1, 0, 0, 2, 0])
+COUNTS = [4, 1, 2]
+X = np.zeros((7, 2))
+needs_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None, reason="tf.data is TensorFlow's"
+)
+
+
+def dataset(*tensors):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(tensors if len(tensors) > 1 else tensors[0])
+
+
+SOURCES = {
+    "array": lambda: LABELS,
+    "column": lambda: LABELS[:, None],
+    "uint8": lambda: LABELS.astype("uint8"),
+    "whole floats": lambda: LABELS.astype("float32"),
+    "list": lambda: LABELS.tolist(),
+    "tensor": lambda: ops.convert_to_tensor(LABELS),
+    "one-hot": lambda: np.eye(3)[LABELS],
+    "list of batches": lambda: [LABELS[:3], LABELS[3:]],
+    "generator of (x, y)": lambda: ((X[i : i + 3], LABELS[i : i + 3]) for i in range(0, 7, 3)),
+    "generator of (x, y, w)": lambda: ((X[i], LABELS[i], 0.5) for i in range(7)),
+}
+TF_DATA = {
+    "labels": lambda: dataset(LABELS).batch(3),
+    "unbatched labels": lambda: dataset(LABELS),
+    "(x, y)": lambda: dataset(X, LABELS).batch(3),
+    "(x, y, w)": lambda: dataset(X, LABELS, np.ones(7)).batch(3),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_adapt(source):
+    prior = ClassPrior(3)
+    prior.adapt(SOURCES[source]())
+    np.testing.assert_array_equal(prior.counts, COUNTS)
+    np.testing.assert_allclose(prior.priors, np.array(COUNTS) / 7)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("source", TF_DATA)
+def test_adapt_on_tf_data(source):
+    prior = ClassPrior(3)
+    prior.adapt(TF_DATA[source]())
+    np.testing.assert_array_equal(prior.counts, COUNTS)
+
+
+def test_soft_targets_count_as_fractions():
+    prior = ClassPrior(2)
+    prior.adapt(np.array([[0.25, 0.75], [1.0, 0.0]]))
+    np.testing.assert_allclose(prior.counts, [1.25, 0.75])
+
+
+def test_adapting_again_replaces():
+    prior = ClassPrior(3)
+    prior.adapt(LABELS)
+    prior.adapt(np.array([1, 1]))
+    np.testing.assert_array_equal(prior.counts, [0, 2, 0])
+
+
+def test_smoothing():
+    prior = ClassPrior(3, smoothing=1.0)
+    prior.adapt(np.array([0, 0, 2]))
+    np.testing.assert_allclose(prior.priors, np.array([3, 1, 2]) / 6)
+    assert np.isfinite(float(GLALoss(prior)(np.array([1]), np.zeros((1, 3), "float32"))))
+
+
+@pytest.mark.parametrize(
+    ("output_mode", "expected"),
+    [
+        ("prior", np.array(COUNTS) / 7),
+        ("log_prior", np.log(np.array(COUNTS) / 7)),
+        ("weight", 7 / (3 * np.array(COUNTS))),
+    ],
+)
+def test_call(output_mode, expected):
+    prior = ClassPrior(3, output_mode=output_mode)
+    prior.adapt(LABELS)
+    for labels in (LABELS, LABELS[:, None], LABELS.astype("float32")):
+        output = ops.convert_to_numpy(prior(labels))
+        np.testing.assert_allclose(output, expected[labels.astype(int)], rtol=1e-6)
+
+
+def test_balanced_weights_average_to_one():
+    prior = ClassPrior(3, output_mode="weight")
+    prior.adapt(LABELS)
+    assert ops.convert_to_numpy(prior(LABELS)).mean() == pytest.approx(1.0)
+
+
+def test_class_ids_survive_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    labels = np.repeat(np.arange(1000), np.arange(1, 1001))
+    prior = ClassPrior(1000)
+    prior.adapt(labels)
+    output = ops.convert_to_numpy(ops.cast(prior(np.array([256.0, 257.0, 999.0])), "float32"))
+    np.testing.assert_allclose(output, np.array([257, 258, 1000]) / labels.size, rtol=1e-2)
+    assert len(set(output)) == 2 or output[0] < output[1]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="dataset.map is TensorFlow's")
+def test_in_dataset_map():
+    prior = ClassPrior(3, output_mode="weight")
+    prior.adapt(LABELS)
+    weighted = dataset(X, LABELS).batch(3).map(lambda x, y: (x, y, prior(y)))
+    weights = np.concatenate([w for _, _, w in weighted.as_numpy_iterator()])
+    np.testing.assert_allclose(weights, 7 / (3 * np.array(COUNTS))[LABELS], rtol=1e-6)
+
+
+def test_counts_are_saved_with_the_model(tmp_path):
+    prior = ClassPrior(3, smoothing=0.5, output_mode="log_prior", name="prior")
+    counts = np.array([2**53 - 1, 2**31 + 1, 2**24 + 1], "float64")
+    prior.adapt(LABELS)
+    prior._counts = counts
+    inputs = keras.Input((), dtype="int32")
+    model = keras.Model(inputs, prior(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras").get_layer("prior")
+    assert loaded.get_config() == prior.get_config()
+    np.testing.assert_array_equal(loaded.counts, counts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "`num_classes` must be an integer of at least 2.*=1"),
+        ({"num_classes": 2.5}, "`num_classes` must be an integer"),
+        ({"smoothing": -1.0}, r"`smoothing` must be in \[0, inf\). Received: smoothing=-1.0"),
+        ({"output_mode": "count"}, "`output_mode` must be.*output_mode='count'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ClassPrior(**{"num_classes": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.array([0, 3]), r"Labels must be in \[0, 3\). Received: labels \[3\]"),
+        (np.array([0, -1]), r"Labels must be in \[0, 3\). Received: labels \[-1\]"),
+        (np.array([0.5]), r"Labels must be integer classes.*float64"),
+        (np.array([np.nan]), r"Labels must be integer classes"),
+        (np.array(["cat"]), r"Labels must be integer classes"),
+        (np.array([[1, 1, 0]]), r"read as one-hot or soft targets.*\(1, 3\)"),
+        (np.array([], "int64"), r"expected at least one label"),
+        ([], r"expected at least one label"),
+        (iter([]), r"expected at least one label"),
+        ((X, LABELS), r"Received: a tuple; pass only its labels"),
+        ([(X, LABELS, LABELS, LABELS)], r"Received: a tuple of 4"),
+    ],
+)
+def test_bad_data_keeps_the_former_counts(data, message):
+    prior = ClassPrior(3)
+    prior.adapt(LABELS)
+    with pytest.raises(ValueError, match=message):
+        prior.adapt(data)
+    np.testing.assert_array_equal(prior.counts, COUNTS)
+
+
+def test_unadapted_is_refused():
+    with pytest.raises(ValueError, match="has not counted any labels"):
+        ClassPrior(3)(LABELS)
