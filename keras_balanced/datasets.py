@@ -1,0 +1,248 @@
+"""Long-tailed subsets of any labelled data, and loaders of digits and CIFAR."""
+
+import numbers
+
+import numpy as np
+
+from keras_balanced import functional
+
+PROFILES = ("exponential", "step")
+# The size of each class in the official train set, from which a long tail starts.
+_CIFAR_MAX_COUNT = {"cifar10": 5000, "cifar100": 500}
+NAMES = ("digits", *_CIFAR_MAX_COUNT)
+_DIGITS_TEST_COUNT = 50
+
+
+def long_tail_counts(num_classes, max_count, imbalance_ratio=100, profile="exponential"):
+    """Returns how many examples each class keeps in a long tail.
+
+    Formula:
+
+    ```
+    exponential: counts[k] = int(max_count * imbalance_ratio ** (-k / (num_classes - 1)))
+    step:        counts[k] = max_count, and int(max_count / imbalance_ratio) from the middle class
+    ```
+
+    Args:
+        num_classes: Number of classes `K`, at least 2.
+        max_count: Examples of class 0, the largest.
+        imbalance_ratio: Number of at least 1: the largest class over the smallest.
+        profile: `"exponential"` or `"step"`.
+
+    Returns:
+        Examples of each class, `(K,)` int64.
+
+    Raises:
+        ValueError: for bad arguments, or if a class would keep nothing.
+
+    Example:
+
+    >>> print(long_tail_counts(10, 5000, imbalance_ratio=100))
+    [5000 2997 1796 1077  645  387  232  139   83   50]
+
+    References:
+        - [Cao et al., 2019](https://arxiv.org/abs/1906.07413)
+    """
+    num_classes = functional.check_num_classes(num_classes)
+    check_imbalance(imbalance_ratio, profile)
+    if profile == "exponential":
+        fractions = (1 / imbalance_ratio) ** (np.arange(num_classes) / (num_classes - 1))
+    else:
+        fractions = np.where(np.arange(num_classes) < num_classes // 2, 1.0, 1 / imbalance_ratio)
+    counts = (max_count * fractions).astype("int64")
+    if counts.min() < 1:
+        raise ValueError(
+            f"`imbalance_ratio` must be at most the largest class's {max_count} examples, or the "
+            f"smallest class keeps none. Received: imbalance_ratio={imbalance_ratio}"
+        )
+    return counts
+
+
+def long_tail(x, y=None, imbalance_ratio=100, profile="exponential", max_count=None, seed=0):
+    """Draws a long-tailed subset of labelled data.
+
+    Args:
+        x: Array of examples `(N, ...)`, or an unbatched `tf.data.Dataset` of `(x, y)` that gives
+            the same order each time.
+        y: Integer labels `(N,)`; `None` when `x` is a dataset.
+        imbalance_ratio: Number of at least 1: the largest class over the smallest.
+        profile: `"exponential"` or `"step"`, as in `long_tail_counts`.
+        max_count: Examples that class 0 keeps. `None` is the size of the smallest class.
+        seed: Seed of the choice of examples.
+
+    Returns:
+        `(x, y)` arrays, or a `tf.data.Dataset`, in the order of the data.
+
+    Raises:
+        ValueError: if a class has fewer examples than it should keep.
+
+    Example:
+
+    >>> import numpy as np
+    >>> x, y = long_tail(np.arange(40), np.repeat([0, 1], 20), imbalance_ratio=5)
+    >>> print(np.bincount(y))
+    [20  4]
+    """
+    is_dataset = hasattr(x, "element_spec")
+    if is_dataset:
+        labels = np.array([int(label) for _, label in x.as_numpy_iterator()])
+    else:
+        labels = np.asarray(y)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(x):
+            raise ValueError(
+                "`y` must be integer labels `(N,)`, one for each of the examples in `x`. "
+                f"Received: y of shape {labels.shape} and dtype {labels.dtype}, {len(x)} examples"
+            )
+    available = np.bincount(labels)
+    if max_count is None:
+        max_count = int(available.min())
+    counts = long_tail_counts(len(available), max_count, imbalance_ratio, profile)
+    short = np.flatnonzero(available < counts)
+    if short.size:
+        raise ValueError(
+            f"The data must have {counts[short[0]]} examples of class {short[0]} for "
+            f"imbalance_ratio={imbalance_ratio}, profile={profile!r}. "
+            f"Received: {available[short[0]]} of them"
+        )
+    rng = np.random.default_rng(seed)
+    keep = np.zeros(len(labels), bool)
+    for k, count in enumerate(counts):
+        keep[rng.permutation(np.flatnonzero(labels == k))[:count]] = True
+    if not is_dataset:
+        return x[keep], labels[keep]
+
+    import tensorflow as tf
+
+    keep = tf.constant(keep)
+    return x.enumerate().filter(lambda i, _: keep[i]).map(lambda _, example: example)
+
+
+def stratified_split(y, fraction, seed=0):
+    """Splits examples in two, every class in both parts where it has two examples.
+
+    Args:
+        y: Integer labels `(N,)`.
+        fraction: Fraction of each class in the second part, in `(0, 1)`. A class with at least
+            two examples keeps at least one in each part; a single example stays in the first.
+        seed: Seed of the choice of examples.
+
+    Returns:
+        The indices of the two parts, int64, each in increasing order.
+
+    Raises:
+        ValueError: if `fraction` is outside `(0, 1)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> fit, held_out = stratified_split(np.array([0, 0, 0, 0, 1, 1, 2]), fraction=0.25)
+    >>> print(len(fit), len(held_out))
+    5 2
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must be in (0, 1). Received: fraction={fraction!r}")
+    y = np.asarray(y)
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(y), bool)
+    for k in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == k))
+        if len(members) > 1:
+            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            held_out[members[:count]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def load(name, imbalance_ratio=100, profile="exponential", seed=0, validation_split=0.0):
+    """Loads a long-tailed train set of images and its balanced test set.
+
+    Args:
+        name: `"digits"` (1,797 real 8x8 images that come with scikit-learn), `"cifar10"` or
+            `"cifar100"` (through TensorFlow Datasets: downloaded on first use, or read from the
+            directory in the environment variable `TFDS_DATA_DIR`).
+        imbalance_ratio: Number of at least 1: the largest class over the smallest.
+        profile: `"exponential"` or `"step"`, as in `long_tail_counts`.
+        seed: Seed of the choice of images. The test set does not depend on it.
+        validation_split: Fraction of the long tail held out by `stratified_split`, to choose
+            with. 0 (default) holds out nothing.
+
+    Returns:
+        `(x_train, y_train), (x_test, y_test)`, or with a `validation_split`
+        `(x_train, y_train), (x_val, y_val), (x_test, y_test)`. Images are uint8 in `[0, 255]`,
+        `(N, 8, 8, 1)` for digits and `(N, 32, 32, 3)` for CIFAR; labels int64 `(N,)`.
+
+    Raises:
+        ValueError: for unknown names and settings that the data cannot serve.
+        ImportError: where the optional packages are missing.
+        RuntimeError: if CIFAR cannot be had.
+
+    Example:
+
+    >>> (x_train, y_train), (x_test, y_test) = load("digits", imbalance_ratio=10)
+    >>> print(x_train.shape, np.bincount(y_test))
+    (503, 8, 8, 1) [50 50 50 50 50 50 50 50 50 50]
+    """
+    if name not in NAMES:
+        raise ValueError(f"`name` must be one of {NAMES}. Received: name={name!r}")
+    check_imbalance(imbalance_ratio, profile)
+    if validation_split != 0 and not 0 < validation_split < 1:
+        raise ValueError(
+            f"`validation_split` must be in [0, 1). Received: validation_split={validation_split!r}"
+        )
+    (x, y), test = _load_digits() if name == "digits" else _load_cifar(name)
+    x, y = long_tail(x, y, imbalance_ratio, profile, _CIFAR_MAX_COUNT.get(name), seed)
+    if validation_split == 0:
+        return (x, y), test
+    fit, held_out = stratified_split(y, validation_split, seed)
+    return (x[fit], y[fit]), (x[held_out], y[held_out]), test
+
+
+def check_imbalance(imbalance_ratio, profile):
+    """Raises unless `imbalance_ratio` and `profile` describe a long tail."""
+    if not isinstance(imbalance_ratio, numbers.Real) or not 1 <= imbalance_ratio < np.inf:
+        raise ValueError(
+            "`imbalance_ratio` must be a finite number of at least 1. "
+            f"Received: imbalance_ratio={imbalance_ratio!r}"
+        )
+    if profile not in PROFILES:
+        raise ValueError(f"`profile` must be one of {PROFILES}. Received: profile={profile!r}")
+
+
+def _load_digits():
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            'The digits come with scikit-learn: pip install "keras-balanced[data]"'
+        ) from error
+    data = load_digits()
+    x = np.round(data.images * (255 / 16)).astype("uint8")[..., None]
+    y = data.target.astype("int64")
+    # The last images of each class: their writers are others than those of the first.
+    test = np.zeros(len(y), bool)
+    for k in range(10):
+        test[np.flatnonzero(y == k)[-_DIGITS_TEST_COUNT:]] = True
+    return (x[~test], y[~test]), (x[test], y[test])
+
+
+def _load_cifar(name):
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{name} comes through TensorFlow Datasets: "
+            'pip install "keras-balanced[data,tensorflow]"'
+        ) from error
+    try:
+        builder.download_and_prepare()
+        splits = builder.as_dataset(
+            split=["train", "test"], batch_size=-1, as_supervised=True, shuffle_files=False
+        )
+    except Exception as error:
+        raise RuntimeError(
+            f"{name} could not be downloaded to or read from {builder.data_dir}. Download it "
+            f'once where there is a network, with `tensorflow_datasets.load("{name}")`, and set '
+            "the environment variable TFDS_DATA_DIR to the directory that holds it."
+        ) from error
+    return [(x.numpy(), y.numpy()) for x, y in splits]

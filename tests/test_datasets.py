@@ -1,0 +1,143 @@
+"""Long tails: golden totals, seeded choice, and honest errors."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from keras_balanced import datasets
+
+CIFAR = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "/nonexistent"))
+needs_cifar = pytest.mark.skipif(
+    not (CIFAR / "cifar10").is_dir(), reason="needs TFDS_DATA_DIR with CIFAR prepared in it"
+)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "max_count", "ratio", "profile", "total"),
+    [
+        (10, 5000, 100, "exponential", 12_406),
+        (10, 5000, 50, "exponential", 13_996),
+        (100, 500, 100, "exponential", 10_847),
+        (10, 5000, 100, "step", 25_250),
+        (10, 5000, 1, "exponential", 50_000),
+    ],
+)
+def test_golden_totals(num_classes, max_count, ratio, profile, total):
+    counts = datasets.long_tail_counts(num_classes, max_count, ratio, profile)
+    assert counts.sum() == total
+    assert (counts[0], counts[-1]) == (max_count, max_count // ratio)
+
+
+def test_long_tail_of_arrays(rng):
+    x, y = np.arange(600), rng.permutation(np.repeat(np.arange(6), 100))
+    x_tail, y_tail = datasets.long_tail(x, y, imbalance_ratio=20, seed=1)
+    np.testing.assert_array_equal(np.bincount(y_tail), datasets.long_tail_counts(6, 100, 20))
+    np.testing.assert_array_equal(y_tail, y[x_tail])
+    again, _ = datasets.long_tail(x, y, imbalance_ratio=20, seed=1)
+    other, _ = datasets.long_tail(x, y, imbalance_ratio=20, seed=2)
+    np.testing.assert_array_equal(x_tail, again)
+    assert not np.array_equal(x_tail, other)
+
+
+def test_long_tail_of_tf_data_equals_that_of_arrays(rng):
+    tf = pytest.importorskip("tensorflow")
+    x, y = np.arange(60), rng.permutation(np.repeat(np.arange(3), 20))
+    tail = datasets.long_tail(tf.data.Dataset.from_tensor_slices((x, y)), imbalance_ratio=5)
+    x_tail, y_tail = zip(*tail.as_numpy_iterator(), strict=True)
+    expected = datasets.long_tail(x, y, imbalance_ratio=5)
+    np.testing.assert_array_equal(x_tail, expected[0])
+    np.testing.assert_array_equal(y_tail, expected[1])
+
+
+def test_stratified_split_keeps_every_class_of_two_in_both(rng):
+    y = rng.permutation(np.repeat(np.arange(5), [1, 2, 3, 40, 100]))
+    fit, held_out = datasets.stratified_split(y, 0.2, seed=3)
+    np.testing.assert_array_equal(np.sort([*fit, *held_out]), np.arange(len(y)))
+    np.testing.assert_array_equal(np.bincount(y[held_out], minlength=5), [0, 1, 1, 8, 20])
+
+
+@pytest.mark.parametrize("profile", datasets.PROFILES)
+def test_load_digits(profile):
+    (x, y), (x_val, y_val), (x_test, y_test) = datasets.load(
+        "digits", imbalance_ratio=20, profile=profile, validation_split=0.2
+    )
+    (x_all, y_all), test = datasets.load("digits", imbalance_ratio=20, profile=profile)
+    counts = np.bincount(y_all)
+    np.testing.assert_array_equal(
+        counts, datasets.long_tail_counts(10, int(counts.max()), 20, profile)
+    )
+    assert len(x) + len(x_val) == len(x_all)
+    assert (np.bincount(y_val) > 0).all()
+    assert (np.bincount(y) > 0).all()
+    np.testing.assert_array_equal(np.bincount(y_test), np.full(10, 50))
+    np.testing.assert_array_equal(x_test, test[0])
+    assert x.shape[1:] == (8, 8, 1)
+    assert (x.dtype, x.min(), x.max()) == ("uint8", 0, 255)
+
+
+def test_train_and_test_digits_are_disjoint():
+    from sklearn.datasets import load_digits
+
+    train, (x_test, _) = datasets._load_digits()
+    together = np.concatenate([train[0], x_test]).reshape(1797, -1)
+    raw = np.round(load_digits().data * (255 / 16)).astype("uint8")
+    np.testing.assert_array_equal(np.sort(together, axis=0), np.sort(raw, axis=0))
+
+
+@needs_cifar
+@pytest.mark.parametrize(
+    ("name", "ratio", "total"), [("cifar10", 50, 13_996), ("cifar100", 100, 10_847)]
+)
+def test_load_cifar(name, ratio, total):
+    (x, y), (x_test, y_test) = datasets.load(name, imbalance_ratio=ratio)
+    assert x.shape == (total, 32, 32, 3)
+    assert x.dtype == "uint8"
+    assert np.bincount(y)[0] == ratio * np.bincount(y)[-1]
+    assert x_test.shape == (10_000, 32, 32, 3)
+    assert len(set(np.bincount(y_test))) == 1
+
+
+def test_cifar_that_cannot_be_had_says_how_to_get_it(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    not_a_directory = tmp_path / "file"
+    not_a_directory.touch()
+    code = "from keras_balanced import datasets; datasets.load('cifar10')"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TFDS_DATA_DIR": str(not_a_directory)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "RuntimeError: cifar10 could not be downloaded" in run.stderr
+    assert 'tensorflow_datasets.load("cifar10")' in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "mnist"}, r"`name` must be one of \('digits', .*name='mnist'"),
+        ({"imbalance_ratio": 0.5}, "`imbalance_ratio` must be a finite number of at least 1"),
+        ({"imbalance_ratio": "100"}, "`imbalance_ratio` must be a finite number of at least 1"),
+        ({"imbalance_ratio": 1000}, "`imbalance_ratio` must be at most the largest class's 124"),
+        ({"profile": "linear"}, "`profile` must be one of.*profile='linear'"),
+        ({"validation_split": 1.0}, r"`validation_split` must be in \[0, 1\)"),
+    ],
+)
+def test_bad_arguments_of_load(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        datasets.load(**{"name": "digits", **arguments})
+
+
+def test_bad_labels_of_long_tail():
+    with pytest.raises(ValueError, match=r"`y` must be integer labels.*\(3, 1\)"):
+        datasets.long_tail(np.zeros(3), np.zeros((3, 1), int))
+    with pytest.raises(ValueError, match=r"must have 5 examples of class 1.*Received: 4"):
+        datasets.long_tail(np.zeros(14), np.repeat([0, 1], [10, 4]), 2, max_count=10)
+    with pytest.raises(ValueError, match=r"`fraction` must be in \(0, 1\). Received: fraction=0"):
+        datasets.stratified_split([0, 1], 0)

@@ -1,0 +1,39 @@
+"""Plots draw what they are given, on the axes they are given."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+mpl.use("Agg")
+from matplotlib import pyplot
+
+from keras_balanced import plots
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    pyplot.close("all")
+
+
+def test_class_counts():
+    _, axes = pyplot.subplots()
+    assert plots.class_counts([100, 10, 1], axes) is axes
+    assert [bar.get_height() for bar in axes.patches] == [100, 10, 1]
+    assert axes.get_yscale() == "log"
+    assert all(bar.get_height() > axes.get_ylim()[0] for bar in axes.patches)
+
+
+def test_class_recalls_as_bars():
+    axes = plots.class_recalls({"ce": [0.9, 0.1], "gca": [0.8, 0.7]})
+    assert [bar.get_height() for bar in axes.patches] == [0.9, 0.1, 0.8, 0.7]
+    lefts = [bar.get_x() for bar in axes.patches]
+    assert len(set(lefts)) == 4
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["ce (mean 0.50)", "gca (mean 0.75)"]
+
+
+def test_many_classes_as_lines():
+    recalls = np.linspace(1, 0, 100)
+    axes = plots.class_recalls({"ce": recalls})
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), recalls)
