@@ -1,0 +1,231 @@
+"""Trains a ResNet on long-tailed digits or CIFAR with several losses, side by side.
+
+    python examples/long_tailed_cifar.py --dataset cifar10 --losses ce logit_adjusted gca
+
+Prints a table, appends each run to `--output` as a line of JSON the moment it ends (a rerun skips
+what is done), and draws class counts and per-class recalls beside it.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import keras
+import numpy as np
+
+import keras_balanced
+from keras_balanced import ClassPrior, GCALoss, GLALoss, datasets, metrics, models, plots
+
+LOSSES = {
+    "ce": lambda priors, args: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "weighted_ce": lambda priors, args: GCALoss(priors, margins=None),
+    "logit_adjusted": lambda priors, args: GLALoss(priors),
+    "gla": lambda priors, args: GLALoss(priors, q=args.gla_q, tau=args.gla_tau),
+    "gca": lambda priors, args: GCALoss(priors, q=args.gca_q),
+}
+LEARNING_RATE = 0.1
+WARMUP_EPOCHS = 5
+SHOTS = {
+    "many": lambda n: n > 100,
+    "medium": lambda n: (n >= 20) & (n <= 100),
+    "few": lambda n: n < 20,
+}
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--dataset", choices=datasets.NAMES, default="digits")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--imbalance-ratio", type=float, default=100)
+    parser.add_argument("--profile", choices=datasets.PROFILES, default="exponential")
+    parser.add_argument("--depth", type=int, choices=[8, 14, 20, 32, 44, 56, 110], default=32)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--steps-per-epoch", type=int, help="fewer steps, for a quick look")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--l2", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0, help="of the subset and the training")
+    parser.add_argument("--gla-q", type=float, default=0.2, help="q of gla; at 0 logit_adjusted")
+    parser.add_argument("--gla-tau", type=float, help="tau of gla; None is 1 / (1 - q)")
+    parser.add_argument("--gca-q", type=float, default=0.0, help="q of gca")
+    parser.add_argument("--mixed-precision", choices=["float16", "bfloat16"])
+    parser.add_argument("--jit", action="store_true", help="compile the training step with XLA")
+    parser.add_argument("--output", type=pathlib.Path, default="results/long_tailed.jsonl")
+    args = parser.parse_args(argv)
+    try:
+        datasets.check_imbalance(args.imbalance_ratio, args.profile)
+        for name in args.losses:
+            LOSSES[name](np.ones(2), args)
+        for name in ("epochs", "batch_size", "steps_per_epoch"):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {getattr(args, name)}")
+        if args.l2 < 0:
+            raise ValueError(f"`l2` must not be negative. Received: {args.l2}")
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.open("a").close()
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    return args
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches; with `augment`, padded by 4 pixels, cropped and flipped at random."""
+
+    def __init__(self, x, y, batch_size, augment, seed):
+        super().__init__()
+        self.x, self.y, self.batch_size = x, y, batch_size
+        self.rng = np.random.default_rng(seed)
+        self.order = self.rng.permutation(len(y))
+        self.crops = None
+        if augment:
+            padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
+            self.crops = np.lib.stride_tricks.sliding_window_view(padded, x.shape[1:3], (1, 2))
+
+    def __len__(self):
+        return -(-len(self.y) // self.batch_size)
+
+    def __getitem__(self, index):
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        if self.crops is None:
+            return self.x[chosen], self.y[chosen]
+        top, left = self.rng.integers(0, 9, (2, len(chosen)))
+        images = np.moveaxis(self.crops[chosen, top, left], 1, -1)
+        flip = self.rng.random(len(chosen)) < 0.5
+        images[flip] = images[flip, :, ::-1]
+        return images, self.y[chosen]
+
+    def on_epoch_end(self):
+        self.order = self.rng.permutation(len(self.y))
+
+
+def learning_rate(epoch, epochs):
+    """The rate of an epoch: a linear warm-up, then x 0.01 at 80% and again at 90%."""
+    if epoch < WARMUP_EPOCHS:
+        return LEARNING_RATE * (epoch + 1) / WARMUP_EPOCHS
+    return LEARNING_RATE * 0.01 ** ((epoch >= 0.8 * epochs) + (epoch >= 0.9 * epochs))
+
+
+def train(name, args, train_data, test_data):
+    """Trains with one loss and returns what the table and the picture need."""
+    (x, y), (x_test, y_test) = train_data, test_data
+    num_classes = int(y_test.max()) + 1
+    keras.utils.set_random_seed(args.seed)
+    prior = ClassPrior(num_classes)
+    prior.adapt(y)
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x.astype("float32"))
+    model = keras.Sequential(
+        [
+            keras.Input(x.shape[1:]),
+            normalization,
+            models.resnet(x.shape[1:], num_classes, args.depth, args.l2),
+        ]
+    )
+    model.compile(
+        keras.optimizers.SGD(LEARNING_RATE, momentum=0.9),
+        loss=LOSSES[name](prior, args),
+        metrics=[metrics.BalancedAccuracy(num_classes)],
+        jit_compile=args.jit,
+    )
+    start = time.perf_counter()
+    model.fit(
+        Batches(x, y, args.batch_size, augment=args.dataset != "digits", seed=args.seed),
+        epochs=args.epochs,
+        steps_per_epoch=args.steps_per_epoch,
+        callbacks=[
+            keras.callbacks.LearningRateScheduler(lambda epoch: learning_rate(epoch, args.epochs))
+        ],
+    )
+    seconds = time.perf_counter() - start
+    recall = metrics.ClassRecall(num_classes)
+    recall.update_state(y_test, model.predict(x_test, batch_size=512, verbose=0))
+    return {
+        "class_counts": prior.counts.astype(int).tolist(),
+        "test_counts": np.bincount(y_test, minlength=num_classes).tolist(),
+        "recalls": keras.ops.convert_to_numpy(recall.result()).astype(float).round(6).tolist(),
+        "seconds": round(seconds, 1),
+    }
+
+
+def table_row(result):
+    """The percentages of one run; a group without a class is a dash."""
+    recalls, test = np.array(result["recalls"]), np.array(result["test_counts"])
+    numbers = {
+        "balanced": recalls.mean(),
+        "accuracy": np.average(recalls, weights=test),
+        "worst class": recalls.min(),
+    }
+    for shot, belongs in SHOTS.items():
+        group = recalls[belongs(np.array(result["class_counts"]))]
+        numbers[shot] = group.mean() if len(group) else None
+    return {key: "-" if value is None else f"{100 * value:.1f}" for key, value in numbers.items()}
+
+
+def print_table(results):
+    rows = {name: table_row(result) for name, result in results.items()}
+    columns = list(next(iter(rows.values())))
+    print("\nTest set, % (decision: argmax of the logits)")
+    print(f"{'loss':<16}" + "".join(f"{column:>13}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:<16}" + "".join(f"{row[column]:>13}" for column in columns))
+
+
+def draw(results, title, path):
+    from matplotlib import pyplot
+
+    figure, (above, below) = pyplot.subplots(2, figsize=(9, 7), layout="constrained")
+    plots.class_counts(next(iter(results.values()))["class_counts"], above)
+    plots.class_recalls({name: result["recalls"] for name, result in results.items()}, below)
+    above.set_title(title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def read_results(path):
+    """Yields the runs written so far; a line that a kill cut short is no run."""
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            print(f"{path}: skipped a broken line")
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    if args.mixed_precision:
+        keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
+    shared = {k: v for k, v in vars(args).items() if k not in ("losses", "output")}
+    train_data, test_data = datasets.load(
+        args.dataset, args.imbalance_ratio, args.profile, args.seed
+    )
+    done = {json.dumps(run["settings"]): run["result"] for run in read_results(args.output)}
+    results = {}
+    for name in args.losses:
+        settings = {"loss": name, **shared}
+        key = json.dumps(settings)
+        if key in done:
+            print(f"{name}: done before, read from {args.output}")
+            results[name] = done[key]
+            continue
+        print(f"\n{name}: {len(train_data[1])} training images")
+        results[name] = train(name, args, train_data, test_data)
+        run = {
+            "settings": settings,
+            "result": results[name],
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "keras_balanced": keras_balanced.__version__,
+        }
+        with args.output.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+    print_table(results)
+    picture = args.output.with_suffix(".png")
+    title = f"{args.dataset}, {args.profile} imbalance, ratio {args.imbalance_ratio:g}"
+    draw(results, title, picture)
+    print(f"\nResults: {args.output}\nPicture: {picture}")
+
+
+if __name__ == "__main__":
+    main()

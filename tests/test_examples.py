@@ -1,0 +1,122 @@
+"""The main job and the README, run as a user would."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import matplotlib as mpl
+import pytest
+
+mpl.use("Agg")
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def main_job():
+    return example("long_tailed_cifar")
+
+
+def test_main_job(main_job, tmp_path, capsys):
+    output = tmp_path / "new" / "run.jsonl"
+    arguments = ["--depth", "8", "--epochs", "1", "--steps-per-epoch", "2", "--output", str(output)]
+    main_job.main([*arguments, "--losses", "ce", "gla"])
+    printed = capsys.readouterr().out
+    assert "balanced_accuracy" in printed  # Keras's progress bar
+    table = printed[printed.index("Test set") :].splitlines()
+    assert table[1].split() == (
+        ["loss", "balanced", "accuracy", "worst", "class", "many", "medium", "few"]
+    )
+    assert [line.split()[0] for line in table[2:4]] == ["ce", "gla"]
+    runs = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [run["settings"]["loss"] for run in runs] == ["ce", "gla"]
+    assert all(len(run["result"]["recalls"]) == 10 for run in runs)
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    # A rerun trains only what is missing, also after a line that a kill cut short.
+    with output.open("a") as file:
+        file.write('{"settings": {"lo\n')
+    main_job.main([*arguments, "--losses", "ce", "gla", "gca"])
+    printed = capsys.readouterr().out
+    assert printed.count("done before") == 2
+    assert printed.count("training images") == 1
+    assert len(output.read_text().splitlines()) == 4
+
+
+def test_all_losses_of_the_main_job_build(main_job):
+    args = main_job.parse_arguments(["--output", "/dev/null"])
+    built = {name: build([3, 2, 1], args).name for name, build in main_job.LOSSES.items()}
+    assert built["gla"] == built["logit_adjusted"] == "gla_loss"
+    assert built["gca"] == built["weighted_ce"] == "gca_loss"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--losses", "focal"], "invalid choice: 'focal'"),
+        (["--gla-q", "1.2"], "`q` must be in [0, 1). Received: q=1.2"),
+        (["--imbalance-ratio", "0"], "`imbalance_ratio` must be a finite number"),
+        (["--epochs", "0"], "`epochs` must be at least 1"),
+        (["--depth", "9"], "invalid choice: 9"),
+        (["--l2", "-1"], "`l2` must not be negative"),
+        (["--output", "/dev/null/x/y.jsonl"], "/dev/null"),
+    ],
+)
+def test_bad_arguments_fail_before_data_is_loaded(
+    main_job, arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(main_job.datasets, "load", lambda *_: pytest.fail("loaded data"))
+    with pytest.raises(SystemExit):
+        main_job.main(["--output", str(tmp_path / "run.jsonl"), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_empty_group_is_a_dash(main_job):
+    result = {"recalls": [0.9, 0.5], "class_counts": [500, 101], "test_counts": [10, 30]}
+    assert main_job.table_row(result) == {
+        "balanced": "70.0",
+        "accuracy": "60.0",
+        "worst class": "50.0",
+        "many": "70.0",
+        "medium": "-",
+        "few": "-",
+    }
+
+
+def test_learning_rate(main_job):
+    rates = [main_job.learning_rate(epoch, 200) for epoch in (0, 4, 5, 159, 160, 179, 180)]
+    assert rates == pytest.approx([0.02, 0.1, 0.1, 0.1, 0.001, 0.001, 0.00001])
+
+
+def test_crops_are_windows_of_the_padded_image(main_job, rng):
+    x = rng.integers(1, 256, (20, 32, 32, 3), dtype="uint8")
+    batches = main_job.Batches(x, x[:, 0, 0, 0], 7, augment=True, seed=0)
+    assert len(batches) == 3
+    for index in range(3):
+        images, labels = batches[index]
+        assert images.shape == (len(labels), 32, 32, 3)
+        for image, chosen in zip(images, batches.order[index * 7 :], strict=False):
+            padded = main_job.np.pad(x[chosen], ((4, 4), (4, 4), (0, 0)))
+            windows = [
+                padded[i : i + 32, j : j + 32][:, ::step]
+                for i in range(9)
+                for j in range(9)
+                for step in (1, -1)
+            ]
+            assert any((image == window).all() for window in windows)
+
+
+def test_readme_runs_as_written(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks[0].splitlines()) <= 16
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace["classes"].shape == (500,)
