@@ -3,18 +3,21 @@
 import importlib
 
 from keras_balanced.functional import gca_loss, gla_loss
-from keras_balanced.layers import ClassPrior
-from keras_balanced.losses import GCALoss, GLALoss
+from keras_balanced.layers import ClassPrior, LogitAdjustment
+from keras_balanced.losses import BinaryGCALoss, BinaryGLALoss, GCALoss, GLALoss
 from keras_balanced.metrics import BalancedAccuracy, ClassRecall
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BalancedAccuracy",
+    "BinaryGCALoss",
+    "BinaryGLALoss",
     "ClassPrior",
     "ClassRecall",
     "GCALoss",
     "GLALoss",
+    "LogitAdjustment",
     "gca_loss",
     "gla_loss",
 ]

@@ -4,7 +4,7 @@ import numbers
 
 import numpy as np
 
-from keras_balanced import functional
+from keras_balanced import validation
 
 PROFILES = ("exponential", "step")
 # The size of each class in the official train set, from which a long tail starts.
@@ -43,7 +43,7 @@ def long_tail_counts(num_classes, max_count, imbalance_ratio=100, profile="expon
     References:
         - [Cao et al., 2019](https://arxiv.org/abs/1906.07413)
     """
-    num_classes = functional.check_num_classes(num_classes)
+    num_classes = validation.check_integer("num_classes", num_classes, low=2)
     check_imbalance(imbalance_ratio, profile)
     if profile == "exponential":
         fractions = (1 / imbalance_ratio) ** (np.arange(num_classes) / (num_classes - 1))

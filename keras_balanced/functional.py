@@ -9,17 +9,21 @@ For logits `z` over `K` classes, a true class `y` and a training prior `p`:
 A loss is a choice of shift `a`, margins `rho`, weights `w` and `q`: a `Surrogate`.
 """
 
-import math
-import numbers
 from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_balanced.validation import check_mix, check_number, check_positive_vector, check_rates
+
 
 class Surrogate(NamedTuple):
-    """One row of the table of losses; every array is `(K,)` float64, `None` is "all the same"."""
+    """One row of the table of losses.
+
+    Every array is float64 and has the classes on its last axis: `(K,)`, or for `L` binary labels
+    `(L, 2)`. `None` is "the same for all".
+    """
 
     priors: np.ndarray
     target_priors: np.ndarray
@@ -29,19 +33,21 @@ class Surrogate(NamedTuple):
     weights: np.ndarray | None = None
 
 
-def gla_surrogate(priors, q=0.0, tau=None, target_priors=None):
-    """Returns the `Surrogate` of GLA; arguments as in `gla_loss`."""
-    priors, target_priors = _check_mixes(priors, target_priors)
-    q = _check_q(q)
+def gla_surrogate(priors, q=0.0, tau=None, target_priors=None, binary=False):
+    """Returns the `Surrogate` of GLA; arguments as in `gla_loss`, `binary` with positive rates."""
+    priors, target_priors = _check_mixes(priors, target_priors, binary)
+    q = check_number("q", q, low=0.0, high=1.0)
     tau = 1.0 / (1.0 - q) if tau is None else check_number("tau", tau)
     shift = tau * (np.log(priors) - np.log(target_priors))
     return Surrogate(priors, target_priors, q, shift=shift)
 
 
-def gca_surrogate(priors, q=0.0, margins="cube_root", consistent=True, target_priors=None):
-    """Returns the `Surrogate` of GCA; arguments as in `gca_loss`."""
-    priors, target_priors = _check_mixes(priors, target_priors)
-    q = _check_q(q)
+def gca_surrogate(
+    priors, q=0.0, margins="cube_root", consistent=True, target_priors=None, binary=False
+):
+    """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
+    priors, target_priors = _check_mixes(priors, target_priors, binary)
+    q = check_number("q", q, low=0.0, high=1.0)
     weights = target_priors / priors
     if isinstance(margins, str) and margins == "cube_root":
         margins = np.cbrt(target_priors**2 / priors)
@@ -51,9 +57,9 @@ def gca_surrogate(priors, q=0.0, margins="cube_root", consistent=True, target_pr
                 '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
                 f"Received: margins={margins!r}"
             )
-        margins = check_positive_vector("margins", margins, length=len(priors))
+        margins = check_positive_vector("margins", margins, length=priors.shape[-1])
     if margins is not None:
-        margins = margins / margins.mean()
+        margins = margins / margins.mean(axis=-1, keepdims=True)
         if consistent:
             weights = weights * margins
     return Surrogate(priors, target_priors, q, margins=margins, weights=weights)
@@ -67,6 +73,7 @@ def gla_loss(
     tau=None,
     target_priors=None,
     from_logits=True,
+    ignore_class=None,
 ):
     """Computes the generalized logit-adjusted loss of each example.
 
@@ -87,6 +94,7 @@ def gla_loss(
         tau: Strength of the logit adjustment. `None` is `1 / (1 - q)`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
+        ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises where the
@@ -107,7 +115,8 @@ def gla_loss(
         - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
         - [Menon et al., 2021](https://arxiv.org/abs/2007.07314) (q = 0)
     """
-    return surrogate_loss(y_true, y_pred, gla_surrogate(priors, q, tau, target_priors), from_logits)
+    surrogate = gla_surrogate(priors, q, tau, target_priors)
+    return surrogate_loss(y_true, y_pred, surrogate, from_logits, ignore_class)
 
 
 def gca_loss(
@@ -119,6 +128,7 @@ def gca_loss(
     consistent=True,
     target_priors=None,
     from_logits=True,
+    ignore_class=None,
 ):
     """Computes the generalized class-aware weighted loss of each example.
 
@@ -145,6 +155,7 @@ def gca_loss(
             logits Bayes-consistent at `q = 0`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
+        ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises where the
@@ -165,49 +176,133 @@ def gca_loss(
         - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
     """
     surrogate = gca_surrogate(priors, q, margins, consistent, target_priors)
-    return surrogate_loss(y_true, y_pred, surrogate, from_logits)
+    return surrogate_loss(y_true, y_pred, surrogate, from_logits, ignore_class)
 
 
-def surrogate_loss(y_true, y_pred, surrogate, from_logits=True):
+def surrogate_loss(y_true, y_pred, surrogate, from_logits=True, ignore_class=None):
     """Returns the loss `(...)` of targets `y_true` under predictions `y_pred` `(..., K)`."""
     num_classes = len(surrogate.priors)
-    logits = _as_logits(y_pred, from_logits)
+    logits = as_logits(y_pred, from_logits)
     y_true, sparse = match_shapes(ops.convert_to_tensor(y_true), logits, num_classes)
+    if sparse:
+        return _sparse_loss(ops.cast(y_true, "int32"), logits, surrogate, ignore_class)
+    if ignore_class is not None:
+        raise ValueError(
+            "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
+            f"{tuple(y_true.shape)} and ignore_class={ignore_class}"
+        )
+    losses = _psi(_cross_entropy_of_classes(logits, surrogate), surrogate.q)
+    if surrogate.weights is not None:
+        losses = losses * _like(logits, surrogate.weights)
+    return ops.sum(ops.cast(y_true, logits.dtype) * losses, axis=-1)
 
-    def constant(vector):
-        return ops.convert_to_tensor(vector, dtype=logits.dtype)
+
+def _sparse_loss(labels, logits, surrogate, ignore_class):
+    ignored = None if ignore_class is None else ops.equal(labels, ignore_class)
+    if ignored is not None:
+        labels = ops.where(ignored, 0, labels)
 
     def of_class(vector):
-        return ops.take(constant(vector), ops.clip(labels, 0, num_classes - 1))
+        return ops.take(_like(logits, vector), ops.clip(labels, 0, len(vector) - 1))
 
-    if sparse:
-        labels = ops.cast(y_true, "int32")
-        if surrogate.margins is not None:
-            logits = logits * of_class(1.0 / surrogate.margins)[..., None]
-        if surrogate.shift is not None:
-            logits = logits + constant(surrogate.shift)
-        cross_entropy = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        losses = _psi(cross_entropy, surrogate.q)
-        if surrogate.weights is not None:
-            losses = losses * of_class(surrogate.weights)
-        # JAX would give a label out of range the loss 0 (TensorFlow and PyTorch raise on a CPU).
-        valid = ops.logical_and(labels >= 0, labels < num_classes)
-        return losses * ops.where(valid, constant(1.0), constant(np.nan))
-
+    if surrogate.margins is not None:
+        logits = logits * of_class(1.0 / surrogate.margins)[..., None]
     if surrogate.shift is not None:
-        logits = logits + constant(surrogate.shift)
-    # The cross-entropy of every class, (..., K).
-    if surrogate.margins is None:
-        cross_entropy = -ops.log_softmax(logits)
-    else:
-        inverse = constant(1.0 / surrogate.margins)
-        # One class at a time: all at once would take (..., K, K) memory.
-        normalizer = ops.map(lambda r: ops.logsumexp(logits * r, axis=-1), inverse)
-        cross_entropy = ops.moveaxis(normalizer, 0, -1) - logits * inverse
-    losses = _psi(cross_entropy, surrogate.q)
+        logits = logits + _like(logits, surrogate.shift)
+    losses = _psi(
+        ops.sparse_categorical_crossentropy(labels, logits, from_logits=True), surrogate.q
+    )
     if surrogate.weights is not None:
-        losses = losses * constant(surrogate.weights)
-    return ops.sum(ops.cast(y_true, logits.dtype) * losses, axis=-1)
+        losses = losses * of_class(surrogate.weights)
+    # JAX would give a label out of range the loss 0 (TensorFlow and PyTorch raise on a CPU).
+    valid = ops.logical_and(labels >= 0, labels < len(surrogate.priors))
+    losses = losses * ops.where(valid, _like(logits, 1.0), _like(logits, np.nan))
+    return losses if ignored is None else ops.where(ignored, _like(logits, 0.0), losses)
+
+
+def _cross_entropy_of_classes(logits, surrogate):
+    """Returns what the cross-entropy would be for each true class, `(..., K)`."""
+    if surrogate.shift is not None:
+        logits = logits + _like(logits, surrogate.shift)
+    if surrogate.margins is None:
+        return -ops.log_softmax(logits)
+
+    def normalizer(inverse_margin, logits):
+        return ops.logsumexp(logits * inverse_margin, axis=-1)
+
+    # One class at a time, and again for the gradient: all at once would take (..., K, K) memory.
+    if keras.backend.backend() != "torch":  # There it saves nothing and takes ten times the time.
+        normalizer = keras.remat(normalizer)
+    inverse = _like(logits, 1.0 / surrogate.margins)
+    normalizers = ops.map(lambda r: normalizer(r, logits), inverse)
+    return ops.moveaxis(normalizers, 0, -1) - logits * inverse
+
+
+def binary_loss(y_true, y_pred, surrogate, from_logits=True, ignore_class=None):
+    """Returns the loss of each label, `(...)` or `(..., L)`: that of the logits `(0, y_pred)`."""
+    logits = as_logits(y_pred, from_logits, binary=True)
+    y_true, logits = _match_binary(ops.convert_to_tensor(y_true), logits, surrogate)
+    y_true = ops.cast(y_true, logits.dtype)
+    ignored = None if ignore_class is None else ops.equal(y_true, ignore_class)
+    if ignored is not None:
+        y_true = ops.where(ignored, _like(logits, 0.0), y_true)
+
+    def loss_of(label):
+        z = logits
+        if surrogate.margins is not None:
+            z = z * _like(z, 1.0 / surrogate.margins[..., label])
+        if surrogate.shift is not None:
+            z = z + _like(z, surrogate.shift[..., 1] - surrogate.shift[..., 0])
+        losses = _psi(ops.softplus(-z if label else z), surrogate.q)
+        if surrogate.weights is not None:
+            losses = losses * _like(z, surrogate.weights[..., label])
+        return losses
+
+    losses = y_true * loss_of(1) + (1.0 - y_true) * loss_of(0)
+    valid = ops.logical_and(y_true >= 0, y_true <= 1)
+    losses = losses * ops.where(valid, _like(logits, 1.0), _like(logits, np.nan))
+    return losses if ignored is None else ops.where(ignored, _like(logits, 0.0), losses)
+
+
+def log_posterior(logits, surrogate, target_priors):
+    """Returns the log-probabilities `(..., K)` of the classes under a class mix.
+
+    With `u_y = eta_y w_y s_y^q / rho_y`, where `eta` is the posterior of the training mix, the
+    minimiser of the loss is where `u P = u` for `P[y, k] = softmax(z / rho_y + a)_k`. Equal
+    margins make every row of `P` the same, hence `u = s`.
+    """
+    if surrogate.margins is None:
+        log_s = ops.log_softmax(logits + _like(logits, _or(surrogate.shift, 0.0)))
+        log_u = log_s
+    else:
+        inverse = _like(logits, 1.0 / surrogate.margins[..., :, None])
+        log_p = ops.log_softmax(logits[..., None, :] * inverse)
+        log_s = ops.diagonal(log_p, axis1=-2, axis2=-1)
+        log_u = _log_stationary(log_p)
+    change = np.log(target_priors) - np.log(surrogate.priors)
+    change = change + np.log(_or(surrogate.margins, 1.0)) - np.log(_or(surrogate.weights, 1.0))
+    return ops.log_softmax(log_u - surrogate.q * log_s + _like(logits, change))
+
+
+def _log_stationary(log_p, tolerance=1e-5, max_steps=1000):
+    """Returns `log u` for `u P = u`, for row-stochastic `P` `(..., K, K)`, by power iteration."""
+    p = ops.exp(log_p)
+    tiny = float(np.finfo(keras.backend.standardize_dtype(p.dtype)).tiny)
+
+    def step(u, _):
+        new = ops.matmul(u[..., None, :], p)[..., 0, :]
+        new = new / ops.sum(new, axis=-1, keepdims=True)
+        # Relative to each entry: `log_posterior` takes a small one to be as sure as a large one.
+        return new, ops.max(ops.abs(new - u) / ops.maximum(new, tiny))
+
+    u, _ = ops.while_loop(
+        lambda u, change: change > tolerance,
+        step,
+        (ops.mean(p, axis=-2), _like(p, 1.0)),
+        maximum_iterations=max_steps,
+    )
+    # The last step in log space: what underflows in `u` keeps its logarithm.
+    return ops.logsumexp(ops.log(ops.maximum(u, tiny))[..., :, None] + log_p, axis=-2)
 
 
 def refuse_probabilities(y_pred):
@@ -220,82 +315,25 @@ def refuse_probabilities(y_pred):
         )
 
 
-def check_positive_vector(name, values, length=None):
-    """Returns `values` as a `(K,)` float64 array of finite, positive numbers, `K >= 2`."""
-    try:
-        vector = np.asarray(values, dtype="float64")
-    except (TypeError, ValueError):
-        vector = None
-    if vector is None or vector.ndim != 1:
-        shape = "" if vector is None else f" of shape {vector.shape}"
-        raise ValueError(
-            f"`{name}` must be a 1-D vector of positive numbers, one a class. "
-            f"Received: {name}={values!r}{shape}"
-        )
-    if length is not None and len(vector) != length:
-        raise ValueError(
-            f"`{name}` must have one number for each of the {length} classes. "
-            f"Received: {len(vector)} numbers"
-        )
-    if len(vector) < 2:
-        raise ValueError(f"`{name}` must have at least 2 classes. Received: {name}={values!r}")
-    bad = np.flatnonzero(~(np.isfinite(vector) & (vector > 0)))
-    if bad.size:
-        raise ValueError(
-            f"`{name}` must be positive and finite for every class. "
-            f"Received: {vector[bad[:10]].tolist()} for the {bad.size} class ids "
-            f"{bad[:10].tolist()}{'...' if bad.size > 10 else ''}"
-            + (
-                ". Give a class without examples some mass, as `ClassPrior(num_classes, "
-                "smoothing=1.0)` does"
-                if name.endswith("priors") and (vector[bad] == 0).any()
-                else ""
-            )
-        )
-    return vector
-
-
-def check_number(name, value, low=-math.inf, high=math.inf):
-    """Returns `value` as a finite float in `[low, high)`."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not math.isfinite(value)
-        or not low <= value < high
-    ):
-        where = f"in [{low:g}, {high:g})" if math.isfinite(low) else "a finite number"
-        raise ValueError(f"`{name}` must be {where}. Received: {name}={value!r}")
-    return float(value)
-
-
-def check_num_classes(num_classes):
-    """Returns `num_classes` as an int of at least 2."""
-    if (
-        isinstance(num_classes, bool)
-        or not isinstance(num_classes, numbers.Integral)
-        or num_classes < 2
-    ):
-        raise ValueError(
-            f"`num_classes` must be an integer of at least 2. Received: num_classes={num_classes!r}"
-        )
-    return int(num_classes)
-
-
-def check_mix(name, values, length=None):
-    """Returns `values` (a positive vector, or an object with `.priors`) as probabilities."""
-    vector = check_positive_vector(name, getattr(values, "priors", values), length)
-    return vector / vector.sum()
-
-
-def _check_mixes(priors, target_priors):
-    priors = check_mix("priors", priors)
+def _check_mixes(priors, target_priors, binary):
+    """Returns both mixes as probabilities with the classes on the last axis."""
+    priors = check_rates("priors", priors) if binary else check_mix("priors", priors)
     if target_priors is None:
-        return priors, np.full_like(priors, 1.0 / len(priors))
-    return priors, check_mix("target_priors", target_priors, length=len(priors))
+        return priors, np.full_like(priors, 1.0 / priors.shape[-1])
+    return priors, check_target(target_priors, priors, binary)
 
 
-def _check_q(q):
-    return check_number("q", q, low=0.0, high=1.0)
+def check_target(target_priors, priors, binary):
+    """Returns `target_priors` as probabilities in the shape of `priors`."""
+    if not binary:
+        return check_mix("target_priors", target_priors, length=len(priors))
+    target = check_rates("target_priors", target_priors)
+    if target.shape not in ((2,), priors.shape):
+        raise ValueError(
+            "`target_priors` must be one positive rate, or one for each label of `priors`. "
+            f"Received: {len(target)} rates for {priors.size // 2} labels"
+        )
+    return np.broadcast_to(target, priors.shape)
 
 
 def _psi(cross_entropy, q):
@@ -303,7 +341,16 @@ def _psi(cross_entropy, q):
     return cross_entropy if q == 0.0 else -ops.expm1(-q * cross_entropy) / q
 
 
-def _as_logits(y_pred, from_logits):
+def _like(tensor, values):
+    return ops.convert_to_tensor(values, dtype=tensor.dtype)
+
+
+def _or(array, default):
+    return default if array is None else array
+
+
+def as_logits(y_pred, from_logits, binary=False):
+    """Returns predictions as float32 or float64 logits."""
     if from_logits:
         refuse_probabilities(y_pred)
     elif getattr(y_pred, "_keras_logits", None) is not None:
@@ -311,11 +358,20 @@ def _as_logits(y_pred, from_logits):
     y_pred = ops.convert_to_tensor(y_pred)
     if keras.backend.standardize_dtype(y_pred.dtype) not in ("float32", "float64"):
         y_pred = ops.cast(y_pred, "float32")
-    if not from_logits:
-        # The floor of the dtype, not epsilon: a wrong, confident example must keep its gradient.
-        dtype = keras.backend.standardize_dtype(y_pred.dtype)
-        y_pred = ops.log(ops.maximum(y_pred, float(np.finfo(dtype).tiny)))
-    return y_pred
+    if from_logits:
+        return y_pred
+    # The floor of the dtype, not epsilon: a wrong, confident example must keep its gradient.
+    tiny = float(np.finfo(keras.backend.standardize_dtype(y_pred.dtype)).tiny)
+    logits = ops.log(ops.maximum(y_pred, tiny))
+    return logits - ops.log(ops.maximum(1.0 - y_pred, tiny)) if binary else logits
+
+
+def shape_of_losses(y_pred, surrogate, binary):
+    """Returns the shape of the losses of predictions `y_pred`."""
+    shape = tuple(ops.shape(y_pred))
+    if not binary or (surrogate.priors.ndim == 1 and len(shape) > 1 and shape[-1] == 1):
+        return shape[:-1]
+    return shape
 
 
 def match_weights(weights, shape):
@@ -332,29 +388,61 @@ def match_weights(weights, shape):
     return ops.broadcast_to(ops.reshape(weights, tuple(ops.shape(weights)) + missing), shape)
 
 
-def match_shapes(y_true, logits, num_classes):
-    """Returns `y_true` as `(...)` or `(..., K)`, and whether it holds integer classes."""
-    true_shape, shape = tuple(y_true.shape), tuple(logits.shape)
+def check_classes(logits, num_classes):
+    """Raises unless the last axis of `logits` has the classes."""
+    shape = tuple(logits.shape)
     if not shape or shape[-1] not in (num_classes, None):
         hint = " For one logit an example use the binary losses." if shape[-1:] == (1,) else ""
         raise ValueError(
             f"The last axis of `y_pred` must have the {num_classes} classes of `priors`. "
             f"Received: y_pred.shape={shape}.{hint}"
         )
+
+
+def match_shapes(y_true, logits, num_classes):
+    """Returns `y_true` as `(...)` or `(..., K)`, and whether it holds integer classes."""
+    check_classes(logits, num_classes)
+    true_shape, shape = tuple(y_true.shape), tuple(logits.shape)
     if len(true_shape) == len(shape) and true_shape[-1] == 1:
         y_true, true_shape = ops.squeeze(y_true, axis=-1), true_shape[:-1]
     sparse = len(true_shape) == len(shape) - 1
     expected = shape[:-1] if sparse else (*shape[:-1], num_classes)
-    if len(true_shape) != len(expected) or any(
-        a != b and a is not None and b is not None
-        for a, b in zip(true_shape, expected, strict=True)
-    ):
+    if not _fits(true_shape, expected):
         raise ValueError(
             "`y_true` must hold integer classes `(...)` or `(..., 1)`, or targets `(..., K)`, "
             "where `y_pred` is `(..., K)`. "
             f"Received: y_true.shape={tuple(y_true.shape)}, y_pred.shape={shape}"
         )
     if not sparse and None in true_shape:
-        # A (B, 1) whose shape is unknown until it runs must not broadcast against (B, K).
+        # A (B, 1) whose shape is unknown until it runs must not broadcast against the logits.
         y_true = ops.reshape(y_true, ops.shape(logits))
     return y_true, sparse
+
+
+def _match_binary(y_true, logits, surrogate):
+    """Returns labels and logits of one shape: `(...)`, or `(..., L)` for a vector of rates."""
+    shapes = tuple(y_true.shape), tuple(logits.shape)
+    if surrogate.priors.ndim == 1:
+        y_true, logits = (
+            ops.squeeze(x, axis=-1) if len(x.shape) > 1 and x.shape[-1] == 1 else x
+            for x in (y_true, logits)
+        )
+        expected = tuple(logits.shape)
+    else:
+        expected = (*logits.shape[:-1], len(surrogate.priors))
+    if not (_fits(y_true.shape, expected) and _fits(logits.shape, expected)):
+        raise ValueError(
+            "`y_true` and `y_pred` must both be `(...)` or `(..., 1)` for one positive rate, and "
+            f"`(..., L)` for a vector of `L`. Received: y_true.shape={shapes[0]}, "
+            f"y_pred.shape={shapes[1]} and {surrogate.priors.size // 2} rates"
+        )
+    if None in y_true.shape:
+        y_true = ops.reshape(y_true, ops.shape(logits))
+    return y_true, logits
+
+
+def _fits(shape, expected):
+    """Says whether two static shapes agree, where `None` agrees with any size."""
+    return len(shape) == len(expected) and all(
+        a == b or a is None or b is None for a, b in zip(shape, expected, strict=True)
+    )

@@ -1,15 +1,17 @@
 """The balanced losses as Keras `Loss` classes: validate, delegate, serialise."""
 
 import keras
-import numpy as np
+from keras import ops
 
-from keras_balanced import functional
+from keras_balanced import functional, validation
 
 
 class _BalancedLoss(keras.losses.Loss):
     """A `functional.Surrogate` under the contract of a Keras loss."""
 
-    def __init__(self, surrogate, from_logits, reduction, name, dtype):
+    _binary = False
+
+    def __init__(self, surrogate, from_logits, ignore_class, reduction, name, dtype):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(
@@ -17,21 +19,99 @@ class _BalancedLoss(keras.losses.Loss):
                 "above 256. Models under mixed precision need no setting here. "
                 f"Received: dtype={self.dtype}"
             )
+        if ignore_class is not None:
+            ignore_class = validation.check_integer("ignore_class", ignore_class)
         self.surrogate = surrogate
         self.from_logits = from_logits
+        self.ignore_class = ignore_class
+        self._with_mask = _WithMask(dtype=self.dtype)
+        self._spread_mask = _SpreadMask(dtype=self.dtype)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if self.from_logits:
             # Before Keras casts `y_pred`, which loses the mark that a softmax leaves on it.
             functional.refuse_probabilities(y_pred)
+        if self.surrogate.priors.ndim > 1:
+            y_pred = self._spread_mask(y_pred)
+        if sample_weight is not None:
+            # Keras would match (B,) to (B, T) from the right, or refuse it.
+            shape = functional.shape_of_losses(y_pred, self.surrogate, self._binary)
+            sample_weight = ops.convert_to_tensor(sample_weight, dtype=self.dtype)
+            sample_weight = functional.match_weights(sample_weight, shape)
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true, y_pred):
-        return functional.surrogate_loss(y_true, y_pred, self.surrogate, self.from_logits)
+        function = functional.binary_loss if self._binary else functional.surrogate_loss
+        losses = function(y_true, y_pred, self.surrogate, self.from_logits, self.ignore_class)
+        if self.ignore_class is None:
+            return losses
+        kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
+        return self._with_mask([losses, kept])
+
+    def posterior(self, y_pred, target_priors=None):
+        """Returns the probability of each class that a model trained with this loss predicts.
+
+        The softmax of the logits is *not* that: the loss has shifted or scaled them. Exact where
+        the logits minimise the loss; with unequal margins and `q > 0` the loss may have no
+        minimum (see the class).
+
+        Args:
+            y_pred: Predictions `(..., K)` as the loss takes them: logits, or probabilities if
+                `from_logits=False`. Binary losses: `(...)`, `(..., 1)` or `(..., L)`.
+            target_priors: Class mix in which the probabilities should hold, as in the loss.
+                `None` is the loss's own target; the training priors give the training mix.
+
+        Returns:
+            Probabilities `(..., K)` that sum to 1; of binary losses the probability of each
+            positive label, in the shape of `y_pred`. Unequal margins take `(..., K, K)` memory.
+
+        Raises:
+            ValueError: for shapes or priors that do not fit.
+        """
+        logits = functional.as_logits(y_pred, self.from_logits, self._binary)
+        if target_priors is None:
+            target = self.surrogate.target_priors
+        else:
+            target = functional.check_target(target_priors, self.surrogate.priors, self._binary)
+        if not self._binary:
+            functional.check_classes(logits, len(self.surrogate.priors))
+            return ops.exp(functional.log_posterior(logits, self.surrogate, target))
+        logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
+        return ops.exp(functional.log_posterior(logits, self.surrogate, target))[..., 1]
 
     def get_config(self):
-        # Keras leaves out `dtype`.
-        return {**super().get_config(), "from_logits": self.from_logits, "dtype": self.dtype}
+        return {
+            **super().get_config(),
+            "from_logits": self.from_logits,
+            "ignore_class": self.ignore_class,
+            "dtype": self.dtype,  # Keras leaves it out.
+        }
+
+
+class _WithMask(keras.layers.Layer):
+    """Gives losses a Keras mask: a layer is the public way to set one."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return inputs[0]
+
+    def compute_mask(self, inputs, previous_mask):
+        return inputs[1]
+
+
+class _SpreadMask(keras.layers.Layer):
+    """Repeats the mask `(...)` of predictions `(..., L)` for each of their labels."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return ops.copy(inputs)
+
+    def compute_mask(self, inputs, previous_mask):
+        if previous_mask is None or len(previous_mask.shape) == len(inputs.shape):
+            return previous_mask
+        return ops.broadcast_to(previous_mask[..., None], ops.shape(inputs))
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -61,14 +141,19 @@ class GLALoss(_BalancedLoss):
             the (generalized) cross-entropy.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. Logits are better: a
-            model that ends in a softmax is refused under `True` where Keras marks its output
-            (eager and TensorFlow graphs; a mark is lost when a layer or a cast follows).
+            model that ends in a softmax is refused under `True` where Keras marks its output:
+            on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
+            seen.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
+            in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
-    `(..., K)`; `y_pred` `(..., K)`; `sample_weight` as in every Keras loss.
+    `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
+    outside `[0, K)` raises an error that names it on TensorFlow (on a CPU, without XLA) and
+    PyTorch, and makes the loss NaN elsewhere, as NaN logits do. Soft targets need not sum to 1.
 
     Raises:
         ValueError: for arguments out of their range, before anything trains.
@@ -93,16 +178,17 @@ class GLALoss(_BalancedLoss):
         tau=None,
         target_priors=None,
         from_logits=True,
+        ignore_class=None,
         reduction="sum_over_batch_size",
         name="gla_loss",
         dtype=None,
     ):
-        surrogate = functional.gla_surrogate(priors, q, tau, target_priors)
-        super().__init__(surrogate, from_logits, reduction, name, dtype)
-        self.priors = _plain(priors)
+        surrogate = functional.gla_surrogate(priors, q, tau, target_priors, self._binary)
+        super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
+        self.priors = validation.plain(priors)
         self.q = surrogate.q
         self.tau = tau
-        self.target_priors = _plain(target_priors)
+        self.target_priors = validation.plain(target_priors)
 
     def get_config(self):
         return {
@@ -145,15 +231,21 @@ class GCALoss(_BalancedLoss):
         consistent: Whether to multiply the weights by the margins.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. Logits are better: a
-            model that ends in a softmax is refused under `True` where Keras marks its output
-            (eager and TensorFlow graphs; a mark is lost when a layer or a cast follows).
+            model that ends in a softmax is refused under `True` where Keras marks its output:
+            on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
+            seen.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
+            in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
-    `(..., K)` (with margins these take `K` times the time of integers); `y_pred` `(..., K)`;
-    `sample_weight` as in every Keras loss.
+    `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
+    outside `[0, K)` raises an error that names it on TensorFlow (on a CPU, without XLA) and
+    PyTorch, and makes the loss NaN elsewhere, as NaN logits do. Soft targets need not sum to 1.
+    With margins, one-hot and soft targets take `K` times the time of integers, and the memory of
+    a few `(..., K)` arrays (value and gradient; on PyTorch the gradient takes `(..., K, K)`).
 
     Raises:
         ValueError: for arguments out of their range, before anything trains.
@@ -179,17 +271,20 @@ class GCALoss(_BalancedLoss):
         consistent=True,
         target_priors=None,
         from_logits=True,
+        ignore_class=None,
         reduction="sum_over_batch_size",
         name="gca_loss",
         dtype=None,
     ):
-        surrogate = functional.gca_surrogate(priors, q, margins, consistent, target_priors)
-        super().__init__(surrogate, from_logits, reduction, name, dtype)
-        self.priors = _plain(priors)
+        surrogate = functional.gca_surrogate(
+            priors, q, margins, consistent, target_priors, self._binary
+        )
+        super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
+        self.priors = validation.plain(priors)
         self.q = surrogate.q
-        self.margins = _plain(margins)
+        self.margins = validation.plain(margins)
         self.consistent = consistent
-        self.target_priors = _plain(target_priors)
+        self.target_priors = validation.plain(target_priors)
 
     def get_config(self):
         return {
@@ -202,8 +297,151 @@ class GCALoss(_BalancedLoss):
         }
 
 
-def _plain(vector):
-    """Returns a vector as the plain floats that JSON keeps; `None` and names stay."""
-    if vector is None or isinstance(vector, str):
-        return vector
-    return np.asarray(getattr(vector, "priors", vector), dtype="float64").tolist()
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class BinaryGLALoss(GLALoss):
+    """Computes the GLA loss of one logit an example, or of independent labels.
+
+    It is `GLALoss` with two classes and the logits `(0, y_pred)`, for each label by itself.
+
+    Formula:
+
+    ```
+    s    = sigmoid(y_pred + tau * (logit(priors) - logit(target_priors)))   # 1 - s for label 0
+    loss = (1 - s^q) / q                                                    # -log(s) at q = 0
+    ```
+
+    What is proved for two classes holds for the balanced loss of each label; the paper leaves
+    multi-label problems open, and nothing is proved about labels together.
+
+    Args:
+        priors: Positive rate in `(0, 1)`: one number, a vector of `L` for `L` labels, or a
+            `ClassPrior` adapted with `multi_label=True`.
+        q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
+        tau: Strength of the logit adjustment, a finite number. `None` is `1 / (1 - q)`.
+        target_priors: Positive rate to be good at, one for all or for each label. `None` is 0.5:
+            balanced accuracy.
+        from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
+            sigmoid is refused under `True` where Keras marks its output, as in `GLALoss`.
+        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
+            denominator: labels that are not known.
+        reduction: As in every Keras loss; `None` gives one value a label.
+        name: Optional name of the loss.
+        dtype: `"float32"` (default) or `"float64"`.
+
+    Call arguments: `y_true` and `y_pred` `(...)` or `(..., 1)` for one rate, `(..., L)` for a
+    vector of them; labels 0, 1 or soft in between (others give NaN); `sample_weight` of any
+    leading axes of the target.
+
+    Raises:
+        ValueError: for arguments out of their range, before anything trains.
+
+    Example:
+
+    >>> import numpy as np
+    >>> loss = BinaryGLALoss(priors=0.1)
+    >>> print(f"{float(loss(np.array([0, 1]), np.array([-2.0, -2.0], 'float32'))):.3f}")
+    2.114
+
+    References:
+        - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
+    """
+
+    _binary = True
+
+    def __init__(
+        self,
+        priors,
+        q=0.0,
+        tau=None,
+        target_priors=None,
+        from_logits=True,
+        ignore_class=None,
+        reduction="sum_over_batch_size",
+        name="binary_gla_loss",
+        dtype=None,
+    ):
+        super().__init__(
+            priors, q, tau, target_priors, from_logits, ignore_class, reduction, name, dtype
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class BinaryGCALoss(GCALoss):
+    """Computes the GCA loss of one logit an example, or of independent labels.
+
+    It is `GCALoss` with two classes and the logits `(0, y_pred)`, for each label by itself.
+
+    Formula:
+
+    ```
+    s    = sigmoid(y_pred / margins[1])             # sigmoid(-y_pred / margins[0]) for label 0
+    w    = target_priors / priors                   # (1 - target_priors) / (1 - priors) for 0
+    loss = w * (1 - s^q) / q                        # -w * log(s) at q = 0
+    ```
+
+    With `consistent`, `w` is multiplied by the label's margin. What is proved for two classes
+    holds for the balanced loss of each label; the paper leaves multi-label problems open, and
+    nothing is proved about labels together. With margins and `q > 0` see `GCALoss`.
+
+    Args:
+        priors: Positive rate in `(0, 1)`: one number, a vector of `L` for `L` labels, or a
+            `ClassPrior` adapted with `multi_label=True`.
+        q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
+        margins: `"cube_root"` (default) for the rule of `GCALoss` in each label, `None` for equal
+            margins, or two positive numbers for label 0 and label 1. Normalised to mean 1.
+        consistent: Whether to multiply the weights by the margins.
+        target_priors: Positive rate to be good at, one for all or for each label. `None` is 0.5:
+            balanced accuracy.
+        from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
+            sigmoid is refused under `True` where Keras marks its output, as in `GCALoss`.
+        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
+            denominator: labels that are not known.
+        reduction: As in every Keras loss; `None` gives one value a label.
+        name: Optional name of the loss.
+        dtype: `"float32"` (default) or `"float64"`.
+
+    Call arguments: `y_true` and `y_pred` `(...)` or `(..., 1)` for one rate, `(..., L)` for a
+    vector of them; labels 0, 1 or soft in between (others give NaN); `sample_weight` of any
+    leading axes of the target.
+
+    Raises:
+        ValueError: for arguments out of their range, before anything trains.
+
+    Example:
+
+    >>> import numpy as np
+    >>> loss = BinaryGCALoss(priors=0.1, margins=None)
+    >>> print(f"{float(loss(np.array([0, 1]), np.array([-2.0, -2.0], 'float32'))):.3f}")
+    5.353
+
+    References:
+        - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
+    """
+
+    _binary = True
+
+    def __init__(
+        self,
+        priors,
+        q=0.0,
+        margins="cube_root",
+        consistent=True,
+        target_priors=None,
+        from_logits=True,
+        ignore_class=None,
+        reduction="sum_over_batch_size",
+        name="binary_gca_loss",
+        dtype=None,
+    ):
+        super().__init__(
+            priors,
+            q,
+            margins,
+            consistent,
+            target_priors,
+            from_logits,
+            ignore_class,
+            reduction,
+            name,
+            dtype,
+        )

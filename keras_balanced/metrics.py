@@ -7,7 +7,7 @@ its result off their ratio: nothing is averaged over batches, and replicas merge
 import keras
 from keras import ops
 
-from keras_balanced import functional
+from keras_balanced import functional, validation
 
 
 class _ClassRecalls(keras.metrics.Metric):
@@ -15,7 +15,7 @@ class _ClassRecalls(keras.metrics.Metric):
 
     def __init__(self, num_classes, name, dtype):
         super().__init__(name=name, dtype=dtype)
-        self.num_classes = functional.check_num_classes(num_classes)
+        self.num_classes = validation.check_integer("num_classes", num_classes, low=2)
         self.correct = self.add_variable((self.num_classes,), "zeros", self.dtype, name="correct")
         self.total = self.add_variable((self.num_classes,), "zeros", self.dtype, name="total")
 

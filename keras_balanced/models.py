@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_balanced import functional
+from keras_balanced import validation
 
 
 def resnet(input_shape, num_classes, depth=32, l2=1e-4):
@@ -42,7 +42,7 @@ def resnet(input_shape, num_classes, depth=32, l2=1e-4):
             "`input_shape` must be (height, width, channels) of at least 8 by 8. "
             f"Received: input_shape={input_shape}"
         )
-    num_classes = functional.check_num_classes(num_classes)
+    num_classes = validation.check_integer("num_classes", num_classes, low=2)
     regularizer = keras.regularizers.L2(l2) if l2 else None
 
     def conv(x, filters, strides=1):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_balanced import ClassPrior, GLALoss
+from keras_balanced import BinaryGLALoss, ClassPrior, GLALoss, LogitAdjustment
 
 LABELS = np.array([0, 2, 1, 0, 0, 2, 0])
 COUNTS = [4, 1, 2]
@@ -174,3 +174,97 @@ def test_bad_data_keeps_the_former_counts(data, message):
 def test_unadapted_is_refused():
     with pytest.raises(ValueError, match="has not counted any labels"):
         ClassPrior(3)(LABELS)
+
+
+# --------------------------------------------------------------------------------- multi-label
+
+MULTI = np.array([[1, 0], [1, 0], [1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("data", [MULTI, MULTI.astype("float32"), [MULTI[:1], MULTI[1:]]])
+def test_multi_label_rates(data):
+    prior = ClassPrior(2, multi_label=True)
+    prior.adapt(data)
+    np.testing.assert_array_equal(prior.counts, [3, 1])
+    np.testing.assert_array_equal(prior.priors, [0.75, 0.25])
+    assert BinaryGLALoss(prior).priors == [0.75, 0.25]
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_rate_of_one_label(shape):
+    prior = ClassPrior(1, multi_label=True, smoothing=1.0)
+    prior.adapt(np.array([1, 0, 0, 0]).reshape(shape))
+    np.testing.assert_allclose(prior.priors, [2 / 6])
+    y, z = np.array([0, 1]), np.zeros((2, 1), "float32")
+    assert float(BinaryGLALoss(prior)(y, z)) == float(BinaryGLALoss(2 / 6)(y, z))
+
+
+def test_call_of_multi_label():
+    prior = ClassPrior(2, multi_label=True, output_mode="weight")
+    prior.adapt(MULTI)
+    expected = np.where(MULTI == 1, 1 / (2 * prior.priors), 1 / (2 * (1 - prior.priors)))
+    np.testing.assert_allclose(ops.convert_to_numpy(prior(MULTI)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("data", [np.arange(3) % 2, MULTI - 1, 2 * MULTI, MULTI.astype(str)])
+def test_bad_multi_label_data(data):
+    with pytest.raises(ValueError, match=r"Labels must be numbers in \[0, 1\] of shape \(..., 2\)"):
+        ClassPrior(2, multi_label=True).adapt(data)
+
+
+def test_priors_of_the_other_kind_are_refused():
+    multi_label, multi_class = ClassPrior(2, multi_label=True), ClassPrior(2)
+    multi_label.adapt(MULTI)
+    multi_class.adapt(np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"`priors` must be a class mix.*multi-label"):
+        GLALoss(multi_label)
+    with pytest.raises(ValueError, match=r"`priors` must be positive rates.*multi_label=True"):
+        BinaryGLALoss(multi_class)
+
+
+# --------------------------------------------------------------------------- logit adjustment
+
+
+def test_logit_adjustment_round_trip(rng, tmp_path):
+    layer = LogitAdjustment([6.0, 3.0, 1.0], target_priors=[1.0, 1.0, 2.0], tau=0.5, name="last")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), layer])
+    x = rng.standard_normal((5, 4)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("last").get_config() == layer.get_config()
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_logit_adjustment_leaves_training_alone(rng):
+    x, y = rng.standard_normal((32, 4)).astype("float32"), rng.integers(0, 3, 32)
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    adjusted = keras.Sequential([*plain.layers, LogitAdjustment([6, 3, 1])])
+    weights = plain.get_weights()
+    trained = []
+    for model in (plain, adjusted):
+        model.set_weights(weights)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x, y, shuffle=False, verbose=0)
+        trained.append(model.get_weights()[0])
+    np.testing.assert_array_equal(*trained)
+    shift = adjusted.predict(x, verbose=0) - plain.predict(x, verbose=0)
+    expected = -np.log(3 * np.array([0.6, 0.3, 0.1]))
+    np.testing.assert_allclose(shift, np.tile(expected, (32, 1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"priors": [1, 0]}, "`priors` must be positive"),
+        ({"target_priors": [1, 2, 3]}, "`target_priors` must have one number for each of the 2"),
+        ({"tau": "1"}, "`tau` must be a finite number"),
+    ],
+)
+def test_bad_logit_adjustment(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LogitAdjustment(**{"priors": [1, 2], **arguments})
+
+
+def test_logit_adjustment_of_the_wrong_width():
+    with pytest.raises(ValueError, match="last axis of `y_pred` must have the 3 classes"):
+        LogitAdjustment([1, 2, 3])(np.zeros((2, 4)))

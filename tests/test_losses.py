@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_balanced import ClassPrior, GCALoss, GLALoss, gca_loss, gla_loss
+from keras_balanced import (
+    BinaryGCALoss,
+    BinaryGLALoss,
+    ClassPrior,
+    GCALoss,
+    GLALoss,
+    gca_loss,
+    gla_loss,
+)
 
 PRIORS = [6.0, 3.0, 1.0]
 LOSSES = {
@@ -15,29 +23,31 @@ LOSSES = {
     "gca": GCALoss(PRIORS, q=0.3),
 }
 # Every argument away from its default, where it has a second legal value.
+SHARED = {"from_logits": False, "ignore_class": 255, "reduction": "sum", "name": "other"}
+GLA = {"q": 0.3, "tau": 0.5}
+GCA = {"q": 0.1, "consistent": False}
 CHANGED = {
-    GLALoss: {
-        "priors": PRIORS,
-        "q": 0.3,
-        "tau": 0.5,
-        "target_priors": [1.0, 2.0, 3.0],
-        "from_logits": False,
-        "reduction": "sum",
-        "name": "other",
-        "dtype": "float64",
-    },
+    GLALoss: {"priors": PRIORS, "target_priors": [1.0, 2.0, 3.0], **GLA, **SHARED},
     GCALoss: {
         "priors": PRIORS,
-        "q": 0.1,
-        "margins": [3.0, 2.0, 1.0],
-        "consistent": False,
         "target_priors": [1.0, 2.0, 3.0],
-        "from_logits": False,
-        "reduction": "sum",
-        "name": "other",
-        "dtype": "float64",
+        "margins": [3.0, 2.0, 1.0],
+        **GCA,
+        **SHARED,
+    },
+    BinaryGLALoss: {"priors": [0.1, 0.2, 0.7], "target_priors": 0.4, **GLA, **SHARED},
+    BinaryGCALoss: {
+        "priors": [0.1, 0.2, 0.7],
+        "target_priors": [0.4, 0.3, 0.2],
+        "margins": [2.0, 1.0],
+        **GCA,
+        **SHARED,
     },
 }
+# JAX has no float64 unless it is switched on.
+DTYPE = "float32" if keras.backend.backend() == "jax" else "float64"
+for arguments in CHANGED.values():
+    arguments["dtype"] = DTYPE
 
 
 def data(rng, size=32):
@@ -186,17 +196,17 @@ def test_config_round_trip(loss_class):
 
 @pytest.mark.parametrize("loss_class", CHANGED)
 def test_compiled_model_round_trip(loss_class, rng, tmp_path):
-    if keras.backend.backend() == "jax":  # JAX has no float64 unless it is switched on.
-        arguments = {**CHANGED[loss_class], "dtype": "float32"}
-    else:
-        arguments = CHANGED[loss_class]
+    arguments = CHANGED[loss_class]
     x, y = data(rng)
-    model = classifier("softmax")
+    binary = "Binary" in loss_class.__name__
+    if binary:
+        y = np.eye(3)[y]
+    model = classifier("sigmoid" if binary else "softmax")
     model.compile("sgd", loss=loss_class(**arguments))
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.loss.get_config() == {**arguments}
+    assert loaded.loss.get_config() == arguments
     assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
     for each in (model, loaded):
         each.fit(x, y, shuffle=False, verbose=0)

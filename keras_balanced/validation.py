@@ -1,0 +1,102 @@
+"""Checks of arguments: each returns the value in the form that the rest of the package uses."""
+
+import math
+import numbers
+
+import numpy as np
+
+
+def check_number(name, value, low=-math.inf, high=math.inf):
+    """Returns `value` as a finite float in `[low, high)`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not math.isfinite(value)
+        or not low <= value < high
+    ):
+        where = f"in [{low:g}, {high:g})" if math.isfinite(low) else "a finite number"
+        raise ValueError(f"`{name}` must be {where}. Received: {name}={value!r}")
+    return float(value)
+
+
+def check_integer(name, value, low=-math.inf):
+    """Returns `value` as an int of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        least = f" of at least {low}" if math.isfinite(low) else ""
+        raise ValueError(f"`{name}` must be an integer{least}. Received: {name}={value!r}")
+    return int(value)
+
+
+def check_positive_vector(name, values, length=None):
+    """Returns `values` as a `(K,)` float64 array of finite, positive numbers, `K >= 2`."""
+    vector = _as_array(name, values, "a 1-D vector of positive numbers, one a class")
+    if vector.ndim != 1:
+        raise ValueError(
+            f"`{name}` must be a 1-D vector of positive numbers, one a class. "
+            f"Received: {name}={values!r} of shape {vector.shape}"
+        )
+    if length is not None and len(vector) != length:
+        raise ValueError(
+            f"`{name}` must have one number for each of the {length} classes. "
+            f"Received: {len(vector)} numbers"
+        )
+    if len(vector) < 2:
+        raise ValueError(
+            f"`{name}` must have at least 2 classes (for one logit an example there are the "
+            f"binary losses). Received: {name}={values!r}"
+        )
+    bad = np.flatnonzero(~(np.isfinite(vector) & (vector > 0)))
+    if bad.size:
+        message = (
+            f"`{name}` must be positive and finite for every class. "
+            f"Received: {vector[bad[:10]].tolist()} for the {bad.size} class ids "
+            f"{bad[:10].tolist()}{'...' if bad.size > 10 else ''}"
+        )
+        if (vector[bad] == 0).any():
+            message += (
+                ". Give a class without examples some mass, as "
+                "`ClassPrior(num_classes, smoothing=1.0)` does"
+            )
+        raise ValueError(message)
+    return vector
+
+
+def check_mix(name, values, length=None):
+    """Returns a class mix (counts, probabilities or a `ClassPrior`) as `(K,)` probabilities."""
+    if getattr(values, "multi_label", False):
+        raise ValueError(
+            f"`{name}` must be a class mix. Received: the `ClassPrior` of a multi-label problem, "
+            "which goes with the binary losses"
+        )
+    vector = check_positive_vector(name, getattr(values, "priors", values), length)
+    return vector / vector.sum()
+
+
+def check_rates(name, values):
+    """Returns positive rates (a number, a vector or a `ClassPrior`) as `(2,)` or `(L, 2)`."""
+    if not getattr(values, "multi_label", True):
+        raise ValueError(
+            f"`{name}` must be positive rates. Received: the `ClassPrior` of a multi-class "
+            "problem; adapt one with `multi_label=True`"
+        )
+    expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
+    rates = _as_array(name, getattr(values, "priors", values), expected)
+    if rates.ndim > 1 or not ((rates > 0) & (rates < 1)).all():
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={values!r}")
+    if rates.size == 1:
+        rates = rates.reshape(())
+    return np.stack([1.0 - rates, rates], axis=-1)
+
+
+def plain(vector):
+    """Returns a vector as the plain floats that JSON keeps; `None` and names stay."""
+    if vector is None or isinstance(vector, str):
+        return vector
+    return np.asarray(getattr(vector, "priors", vector), dtype="float64").tolist()
+
+
+def _as_array(name, values, expected):
+    try:
+        return np.asarray(values, dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={values!r}") from error

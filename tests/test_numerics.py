@@ -1,0 +1,152 @@
+"""Properties that hold for any logits, priors and q."""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from keras import ops
+
+from keras_balanced import GCALoss, GLALoss, gca_loss, gla_loss
+
+LOSSES = {"gla": gla_loss, "gca": gca_loss, "gca inconsistent": gca_loss}
+ARGUMENTS = {"gla": {}, "gca": {}, "gca inconsistent": {"consistent": False}}
+
+
+def floats(low, high):
+    return st.floats(low, high, width=32)
+
+
+@st.composite
+def problems(draw):
+    """Logits, labels, priors down to 1e-8 and q from 1e-8 to 0.99."""
+    num_classes = draw(st.integers(2, 6))
+    z = draw(hnp.arrays("float32", (4, num_classes), elements=floats(-50, 50)))
+    y = draw(hnp.arrays("int32", 4, elements=st.integers(0, num_classes - 1)))
+    exponents = draw(hnp.arrays("float64", num_classes, elements=st.floats(-8, 0)))
+    q = draw(st.one_of(st.just(0.0), st.floats(1e-8, 0.99)))
+    return y, z, 10.0**exponents, q
+
+
+def each_loss(test):
+    relaxed = settings(
+        max_examples=25,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    return pytest.mark.parametrize("name", LOSSES)(relaxed(given(problems())(test)))
+
+
+def values(name, y, z, priors, q):
+    return ops.convert_to_numpy(LOSSES[name](y, z, priors, q=q, **ARGUMENTS[name]))
+
+
+def close(ours, expected, scale):
+    np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-4 * max(1.0, scale))
+
+
+def scale_of(name, priors):
+    """The largest weight: float32 errors of the logits come out multiplied by it."""
+    priors = priors / priors.sum()
+    weights = 1 / (len(priors) * priors)
+    if name == "gla":
+        return 1.0
+    margins = np.cbrt(1 / priors)
+    margins /= margins.mean()
+    return (weights * (margins if name == "gca" else 1) / margins).max()
+
+
+@each_loss
+def test_never_negative_and_finite(name, problem):
+    y, z, priors, q = problem
+    ours = values(name, y, z, priors, q)
+    assert np.isfinite(ours).all()
+    assert (ours >= 0).all()
+
+
+@each_loss
+def test_a_constant_added_to_the_logits_changes_nothing(name, problem):
+    y, z, priors, q = problem
+    shifted = values(name, y, z + np.float32(8), priors, q)
+    close(shifted, values(name, y, z, priors, q), scale_of(name, priors))
+
+
+@each_loss
+def test_classes_in_another_order_change_nothing(name, problem):
+    y, z, priors, q = problem
+    order = np.arange(len(priors))[::-1]
+    permuted = values(name, order[y], z[:, order], priors[order], q)
+    close(permuted, values(name, y, z, priors, q), scale_of(name, priors))
+
+
+@each_loss
+def test_falls_as_the_true_logit_rises(name, problem):
+    y, z, priors, q = problem
+    raised = z.copy()
+    raised[np.arange(4), y] += 1
+    before = values(name, y, z, priors, q)
+    assert (values(name, y, raised, priors, q) <= before * (1 + 1e-5) + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_of_the_gradient_sum_to_zero(name, rng, gradient):
+    z = rng.normal(0, 5, (32, 10)).astype("float32")
+    y = rng.integers(0, 10, 32)
+    for q in (0.0, 0.5):
+        rows = gradient(
+            lambda z, q=q: LOSSES[name](y, z, np.arange(1, 11), q=q, **ARGUMENTS[name]), z
+        )
+        np.testing.assert_allclose(rows.sum(axis=-1), 0, atol=1e-5)
+        assert (rows[np.arange(32), y] <= 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_many_classes(name, rng):
+    num_classes = 100_000
+    z = rng.standard_normal((4, num_classes)).astype("float32")
+    y = np.array([0, 1, num_classes - 2, num_classes - 1])
+    priors = 100.0 ** -np.linspace(0, 1, num_classes)
+    theirs = oracle.gla if name == "gla" else oracle.gca
+    for q in (0.0, 0.3):
+        expected = theirs(y, z, priors, q=q, **ARGUMENTS[name])
+        np.testing.assert_allclose(values(name, y, z, priors, q), expected, rtol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 by default")
+@pytest.mark.parametrize("name", LOSSES)
+def test_float64(name, rng):
+    z = rng.normal(0, 10, (32, 10))
+    y = rng.integers(0, 10, 32)
+    priors = np.arange(1, 11)
+    theirs = oracle.gla if name == "gla" else oracle.gca
+    for q in (0.0, 1e-8, 0.5, 0.99):
+        expected = theirs(y, z, priors, q=q, **ARGUMENTS[name])
+        np.testing.assert_allclose(values(name, y, z, priors, q), expected, rtol=1e-9)
+    cls = GLALoss if name == "gla" else GCALoss
+    # Each value: Keras's own mean is in float32 on PyTorch.
+    loss = cls(priors, dtype="float64", reduction=None, **ARGUMENTS[name])
+    expected = theirs(y, z, priors, **ARGUMENTS[name])
+    np.testing.assert_allclose(ops.convert_to_numpy(loss(y, z)), expected, rtol=1e-9)
+
+
+def test_nan_logits_are_seen():
+    z = np.array([[np.nan, 0.0], [1.0, 0.0]], "float32")
+    for name in LOSSES:
+        np.testing.assert_array_equal(
+            np.isnan(values(name, np.array([0, 1]), z, np.ones(2), 0.3)), [True, False]
+        )
+
+
+def test_loss_scaling_trains(rng):
+    keras.config.set_dtype_policy("mixed_float16")
+    x = rng.standard_normal((128, 4)).astype("float32")
+    y = x[:, :3].argmax(axis=-1)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)), GCALoss(np.bincount(y))
+    )
+    history = model.fit(x, y, epochs=10, verbose=0).history["loss"]
+    assert history[-1] < 0.7 * history[0]
