@@ -5,24 +5,37 @@ import importlib
 from keras_balanced.functional import gca_loss, gla_loss
 from keras_balanced.layers import ClassPrior, LogitAdjustment
 from keras_balanced.losses import BinaryGCALoss, BinaryGLALoss, GCALoss, GLALoss
-from keras_balanced.metrics import BalancedAccuracy, ClassRecall
+from keras_balanced.metrics import (
+    BalancedAccuracy,
+    BinaryBalancedAccuracy,
+    ClassCalibrationError,
+    ClassRecall,
+    GeometricMeanRecall,
+    ShotRecall,
+    WorstClassRecall,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BalancedAccuracy",
+    "BinaryBalancedAccuracy",
     "BinaryGCALoss",
     "BinaryGLALoss",
+    "ClassCalibrationError",
     "ClassPrior",
     "ClassRecall",
     "GCALoss",
     "GLALoss",
+    "GeometricMeanRecall",
     "LogitAdjustment",
+    "ShotRecall",
+    "WorstClassRecall",
     "gca_loss",
     "gla_loss",
 ]
 
-_ON_DEMAND = ("datasets", "models", "plots")
+_ON_DEMAND = ("callbacks", "datasets", "models", "plots")
 
 
 def __getattr__(name):

@@ -241,7 +241,8 @@ def _cross_entropy_of_classes(logits, surrogate):
 def binary_loss(y_true, y_pred, surrogate, from_logits=True, ignore_class=None):
     """Returns the loss of each label, `(...)` or `(..., L)`: that of the logits `(0, y_pred)`."""
     logits = as_logits(y_pred, from_logits, binary=True)
-    y_true, logits = _match_binary(ops.convert_to_tensor(y_true), logits, surrogate)
+    num_labels = None if surrogate.priors.ndim == 1 else len(surrogate.priors)
+    y_true, logits = match_binary(ops.convert_to_tensor(y_true), logits, num_labels)
     y_true = ops.cast(y_true, logits.dtype)
     ignored = None if ignore_class is None else ops.equal(y_true, ignore_class)
     if ignored is not None:
@@ -419,22 +420,22 @@ def match_shapes(y_true, logits, num_classes):
     return y_true, sparse
 
 
-def _match_binary(y_true, logits, surrogate):
-    """Returns labels and logits of one shape: `(...)`, or `(..., L)` for a vector of rates."""
+def match_binary(y_true, logits, num_labels=None):
+    """Returns labels and logits of one shape: `(...)`, or `(..., L)` for `num_labels`."""
     shapes = tuple(y_true.shape), tuple(logits.shape)
-    if surrogate.priors.ndim == 1:
+    if num_labels is None:
         y_true, logits = (
             ops.squeeze(x, axis=-1) if len(x.shape) > 1 and x.shape[-1] == 1 else x
             for x in (y_true, logits)
         )
         expected = tuple(logits.shape)
     else:
-        expected = (*logits.shape[:-1], len(surrogate.priors))
+        expected = (*logits.shape[:-1], num_labels)
     if not (_fits(y_true.shape, expected) and _fits(logits.shape, expected)):
         raise ValueError(
             "`y_true` and `y_pred` must both be `(...)` or `(..., 1)` for one positive rate, and "
             f"`(..., L)` for a vector of `L`. Received: y_true.shape={shapes[0]}, "
-            f"y_pred.shape={shapes[1]} and {surrogate.priors.size // 2} rates"
+            f"y_pred.shape={shapes[1]} and {num_labels or 1} rates"
         )
     if None in y_true.shape:
         y_true = ops.reshape(y_true, ops.shape(logits))

@@ -1,5 +1,6 @@
 """Keras layers for class priors: estimated from data, applied after training."""
 
+import itertools
 import numbers
 
 import keras
@@ -23,6 +24,8 @@ class ClassPrior(keras.layers.Layer):
     priors = (positives + smoothing) / (examples + 2 smoothing)      # of each label: multi_label
     ```
 
+    Counts are exact up to 2**53 examples a class, on every backend, and saved bit for bit.
+
     Args:
         num_classes: Number of classes `K`, at least 2; with `multi_label` of labels, at least 1.
         smoothing: Examples added to the count of every class. 0 (default) takes the data as it
@@ -32,6 +35,10 @@ class ClassPrior(keras.layers.Layer):
         multi_label: Whether the labels are `(..., K)` of independent zeros and ones (or `(...)`
             when `K` is 1), and the priors their positive rates, for the binary losses. `call`
             then gives the prior of each zero or one, with `K = 2` in the weight.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted. `call`
+            gives it 0.
+        counts: Counts that come from elsewhere (a database, Beam, Spark), in place of `adapt`:
+            `(K,)`, or with `multi_label` `(K, 2)` of zeros and ones.
         **kwargs: `name` and `dtype` of the layer.
 
     Call arguments: integer labels of any shape. Returns the same shape in the layer's dtype.
@@ -49,7 +56,14 @@ class ClassPrior(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_classes, smoothing=0.0, output_mode="prior", multi_label=False, **kwargs
+        self,
+        num_classes,
+        smoothing=0.0,
+        output_mode="prior",
+        multi_label=False,
+        ignore_class=None,
+        counts=None,
+        **kwargs,
     ):
         # Labels are ids: a cast to a half-precision compute dtype would corrupt them.
         super().__init__(autocast=False, **kwargs)
@@ -62,38 +76,63 @@ class ClassPrior(keras.layers.Layer):
                 '`output_mode` must be "prior", "log_prior" or "weight". '
                 f"Received: output_mode={output_mode!r}"
             )
+        if ignore_class is not None:
+            ignore_class = validation.check_integer("ignore_class", ignore_class)
         self.output_mode = output_mode
         self.multi_label = multi_label
-        # NumPy, not a variable: float64 is exact up to 2**53 examples on every backend. Of labels
-        # the counts of zeros and ones.
-        self._counts = np.zeros((self.num_classes, 2) if multi_label else self.num_classes)
+        self.ignore_class = ignore_class
+        self.reset_state()
+        if counts is not None:
+            self._counts = validation.check_counts("counts", counts, self._counts.shape)
         self.built = True
 
-    def adapt(self, data):
-        """Counts the classes in `data`, in place of any former counts.
+    def adapt(self, data, sample_weight=None, steps=None):
+        """Counts the classes in `data`, in one pass, in place of any former counts.
 
         Args:
-            data: Labels as an array, tensor or list, or batches: a `tf.data.Dataset` or any other
-                iterable whose elements are labels, `(x, labels)` or `(x, labels, weights)`.
-                Labels are integers in `[0, K)` of any shape, or one-hot or soft targets
-                `(..., K)` that sum to 1; with `multi_label` numbers in `[0, 1]`. Weights are not
-                counted.
+            data: Labels as an array, tensor or list, or what `fit` takes: a `tf.data.Dataset`,
+                `keras.utils.PyDataset`, PyTorch `DataLoader` or generator, whose elements are
+                labels, `(x, labels)` or `(x, labels, weights)`. Labels are integers in `[0, K)`
+                of any shape, or one-hot or soft targets `(..., K)` that sum to 1; with
+                `multi_label` numbers in `[0, 1]`.
+            sample_weight: Weights of the labels `(...)`, or of fewer leading axes; with batches
+                `True`, to count the weights in them. `None` counts every label once.
+            steps: How many batches to read; needed where `data` has no end.
 
         Raises:
             ValueError: for labels that are none, or no labels at all; the former counts stay.
         """
-        count = self._count_labels if self.multi_label else self._count_classes
         counts = np.zeros_like(self._counts)
-        for labels in _batches_of_labels(data):
-            counts += count(ops.convert_to_numpy(labels))
+        for labels, weights in _labels_and_weights(data, sample_weight, steps):
+            counts += self._count(labels, weights)
         if not counts.any():
             raise ValueError("`adapt` expected at least one label. Received: data with none")
         self._counts = counts
 
+    def update_state(self, labels, sample_weight=None):
+        """Adds labels to the counts; arguments as in `adapt`."""
+        self._counts = self._counts + self._count(labels, sample_weight)
+
+    def merge_state(self, layers):
+        """Adds the counts of other `ClassPrior` layers, such as those of other shards."""
+        layers = list(layers)
+        for layer in layers:
+            if layer._counts.shape != self._counts.shape:
+                raise ValueError(
+                    "`merge_state` expected layers of the same classes. "
+                    f"Received: counts of shape {layer._counts.shape} for {self._counts.shape}"
+                )
+        self._counts = sum((layer._counts for layer in layers), start=self._counts)
+
+    def reset_state(self):
+        """Clears the counts."""
+        # NumPy, not a variable: float64 is exact up to 2**53 examples on every backend.
+        self._counts = np.zeros((self.num_classes, 2) if self.multi_label else self.num_classes)
+
     @property
     def counts(self):
-        """Examples of each class (with `multi_label`, positives of each label), `(K,)` float64."""
-        return (self._counts[:, 1] if self.multi_label else self._counts).copy()
+        """Examples of each class, `(K,)` float64; with `multi_label` zeros and ones, `(K, 2)`."""
+        return self._counts.copy()
 
     @property
     def priors(self):
@@ -110,6 +149,16 @@ class ClassPrior(keras.layers.Layer):
         smoothed = self._counts + self.smoothing
         return smoothed / smoothed.sum(axis=-1, keepdims=True)
 
+    def __call__(self, labels, **kwargs):
+        in_tf_graph = type(labels).__name__ == "SymbolicTensor"
+        if in_tf_graph and keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "`ClassPrior` runs in `dataset.map` on the TensorFlow backend only. Use "
+                "`tf.gather(prior.priors, labels)` there. "
+                f"Received: a tensor of `tf.data` on the {keras.backend.backend()} backend"
+            )
+        return super().__call__(labels, **kwargs)
+
     def call(self, labels):
         priors = self._all_priors()
         if not priors.all():
@@ -123,9 +172,12 @@ class ClassPrior(keras.layers.Layer):
         }[self.output_mode]
         table = ops.convert_to_tensor(values, dtype=self.compute_dtype)
         labels = ops.cast(labels, "int32")
+        ignored = None if self.ignore_class is None else ops.equal(labels, self.ignore_class)
         if self.multi_label:
-            return ops.where(ops.equal(labels, 1), table[:, 1], table[:, 0])
-        return ops.take(table, labels)
+            outputs = ops.where(ops.equal(labels, 1), table[:, 1], table[:, 0])
+        else:
+            outputs = ops.take(table, labels if ignored is None else ops.where(ignored, 0, labels))
+        return outputs if ignored is None else ops.where(ignored, ops.zeros_like(outputs), outputs)
 
     def compute_output_spec(self, labels):
         # Says the shape without calling: a loaded layer is built before its counts are there.
@@ -144,43 +196,86 @@ class ClassPrior(keras.layers.Layer):
             "smoothing": self.smoothing,
             "output_mode": self.output_mode,
             "multi_label": self.multi_label,
+            "ignore_class": self.ignore_class,
+            "counts": self._counts.tolist() if self._counts.any() else None,
         }
 
-    def _count_labels(self, labels):
+    def _count(self, labels, weights):
+        labels = _to_numpy(labels)
+        if weights is not None:
+            weights = _to_numpy(weights).astype("float64")
+            if not (np.isfinite(weights) & (weights >= 0)).all():
+                raise ValueError("`sample_weight` must be finite and not negative")
+        return (self._count_labels if self.multi_label else self._count_classes)(labels, weights)
+
+    def _count_labels(self, labels, weights):
         if self.num_classes == 1 and labels.shape[-1:] != (1,):
             labels = labels[..., None]
-        in_range = labels.dtype.kind in "biuf" and ((labels >= 0) & (labels <= 1)).all()
+        is_number = labels.dtype.kind in "biuf"
+        weights = _match_weights(np.ones(()) if weights is None else weights, labels.shape)
+        if is_number and self.ignore_class is not None:
+            kept = labels != self.ignore_class
+            labels, weights = np.where(kept, labels, 0), np.where(kept, weights, 0.0)
+        in_range = is_number and ((labels >= 0) & (labels <= 1)).all()
         if labels.shape[-1:] != (self.num_classes,) or not in_range:
             raise ValueError(
                 f"Labels must be numbers in [0, 1] of shape (..., {self.num_classes}). "
                 f"Received: labels of dtype {labels.dtype} and shape {labels.shape}"
             )
-        labels = labels.reshape(-1, self.num_classes).astype("float64")
-        return np.stack([(1.0 - labels).sum(axis=0), labels.sum(axis=0)], axis=-1)
+        ones = weights * labels
+        return np.stack([weights - ones, ones], -1).reshape(-1, self.num_classes, 2).sum(axis=0)
 
-    def _count_classes(self, labels):
-        num_classes = self.num_classes
-        if labels.ndim > 1 and labels.shape[-1] == num_classes:
-            targets = labels.reshape(-1, num_classes).astype("float64")
-            if not np.allclose(targets.sum(axis=-1), 1.0, atol=1e-3) or (targets < 0).any():
-                raise ValueError(
-                    f"Labels of shape (..., {num_classes}) are read as one-hot or soft targets, "
-                    "whose last axis must be non-negative and sum to 1. Flatten them if they are "
-                    f"integer classes. Received: labels of shape {labels.shape}"
-                )
-            return targets.sum(axis=0)
-        classes = labels.ravel()
-        if classes.dtype.kind not in "biuf" or (classes != np.floor(classes)).any():
+    def _count_classes(self, labels, weights):
+        if labels.ndim > 1 and labels.shape[-1] == self.num_classes:
+            return self._count_targets(labels, weights)
+        if labels.dtype.kind not in "biuf":
+            raise ValueError(
+                f"Labels must be integer classes. Received: labels of dtype {labels.dtype}"
+            )
+        if weights is not None:
+            weights = _match_weights(weights, labels.shape).reshape(-1)
+        labels = labels.reshape(-1)
+        counts = np.zeros(self.num_classes)
+        for start in range(0, len(labels), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            counts += self._count_chunk(labels[chunk], None if weights is None else weights[chunk])
+        return counts
+
+    def _count_chunk(self, labels, weights):
+        if self.ignore_class is not None:
+            kept = labels != self.ignore_class
+            labels, weights = labels[kept], None if weights is None else weights[kept]
+        with np.errstate(invalid="ignore"):  # NaN
+            classes = labels.astype("int64", copy=False)
+        if labels.dtype.kind == "f" and (classes != labels).any():
             raise ValueError(
                 "Labels must be integer classes. "
-                f"Received: labels of dtype {classes.dtype}, {classes[:5]}"
+                f"Received: labels of dtype {labels.dtype}, {labels[classes != labels][:5]}"
             )
-        bad = np.unique(classes[(classes < 0) | (classes >= num_classes)])
-        if bad.size:
+        # As unsigned numbers the negative ones are large: one look finds both kinds.
+        if classes.size and classes.view("uint64").max() >= self.num_classes:
+            bad = np.unique(classes[(classes < 0) | (classes >= self.num_classes)])
             raise ValueError(
-                f"Labels must be in [0, {num_classes}). Received: labels {bad[:10].tolist()}"
+                f"Labels must be in [0, {self.num_classes}). Received: labels {bad[:10].tolist()}"
             )
-        return np.bincount(classes.astype("int64"), minlength=num_classes)
+        return np.bincount(classes, weights, minlength=self.num_classes)
+
+    def _count_targets(self, targets, weights):
+        if self.ignore_class is not None:
+            raise ValueError(
+                "`ignore_class` needs integer labels. Received: labels of shape "
+                f"{targets.shape}, read as one-hot or soft targets"
+            )
+        if not np.allclose(targets.sum(axis=-1), 1.0, atol=1e-3) or (targets < 0).any():
+            raise ValueError(
+                f"Labels of shape (..., {self.num_classes}) are read as one-hot or soft targets, "
+                "whose last axis must be non-negative and sum to 1. Flatten them if they are "
+                f"integer classes. Received: labels of shape {targets.shape}"
+            )
+        targets = targets.astype("float64")
+        if weights is not None:
+            targets *= _match_weights(weights, targets.shape[:-1])[..., None]
+        return targets.reshape(-1, self.num_classes).sum(axis=0)
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -248,8 +343,30 @@ class LogitAdjustment(keras.layers.Layer):
         }
 
 
-def _batches_of_labels(data):
-    """Yields the label arrays in `data`: itself, or those of its batches."""
+def iterate_batches(data, steps=None):
+    """Yields the batches of anything that `fit` takes batches from, at most `steps` of them."""
+    if isinstance(data, keras.utils.PyDataset):
+        size = data.num_batches
+        batches = (data[i] for i in (itertools.count() if size is None else range(size)))
+        endless = size is None
+    else:
+        batches = iter(data)
+        endless = hasattr(data, "cardinality") and int(data.cardinality()) == -1  # tf.data
+    if endless and steps is None:
+        raise ValueError("`steps` is needed for data without end. Received: steps=None")
+    for batch in itertools.islice(batches, steps):
+        # A PyTorch `DataLoader` gives `[x, y]`; a list of numbers is labels.
+        is_list = isinstance(batch, list) and batch and hasattr(batch[-1], "shape")
+        is_tuple = is_list and not isinstance(batch[-1], numbers.Number)
+        yield tuple(batch) if is_tuple else batch
+
+
+# Labels that stay in the cache while they are checked and counted.
+_CHUNK = 1 << 17
+
+
+def _labels_and_weights(data, sample_weight, steps):
+    """Yields the labels of `data` and their weights: `data` itself, or those of its batches."""
     if isinstance(data, tuple):
         raise ValueError(
             "`adapt` expected labels or batches. Received: a tuple; pass only its labels, "
@@ -257,14 +374,41 @@ def _batches_of_labels(data):
         )
     is_list_of_labels = isinstance(data, list) and data and isinstance(data[0], numbers.Number)
     if hasattr(data, "shape") or is_list_of_labels:
-        yield data
+        yield data, sample_weight
         return
-    for batch in data:
+    if sample_weight is not None and sample_weight is not True:
+        raise ValueError(
+            "With batches `sample_weight` must be None, or True for the weights in them. "
+            f"Received: sample_weight of type {type(sample_weight).__name__}"
+        )
+    for batch in iterate_batches(data, steps):
+        weights = None
         if isinstance(batch, tuple):
             if len(batch) not in (2, 3):
                 raise ValueError(
                     "`adapt` expected batches of labels, (x, labels) or (x, labels, weights). "
                     f"Received: a tuple of {len(batch)}"
                 )
-            batch = batch[1]
-        yield batch
+            batch, weights = batch[1], batch[2] if len(batch) == 3 else None
+        if sample_weight and weights is None:
+            raise ValueError("`sample_weight=True` needs batches (x, labels, weights)")
+        yield batch, weights if sample_weight else None
+
+
+def _to_numpy(tensor):
+    # Not through Keras where it need not be: it copies.
+    return tensor if isinstance(tensor, np.ndarray) else ops.convert_to_numpy(tensor)
+
+
+def _match_weights(weights, shape):
+    """Returns weights `(...)`, `(..., 1)` or of fewer leading axes broadcast to `shape`."""
+    if weights.ndim == len(shape) + 1 and weights.shape[-1] == 1:
+        weights = weights[..., 0]
+    missing = len(shape) - weights.ndim
+    try:
+        return np.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
+    except ValueError as error:
+        raise ValueError(
+            "`sample_weight` must have the leading axes of the labels. Received: "
+            f"sample_weight of shape {weights.shape} for labels of shape {shape}"
+        ) from error

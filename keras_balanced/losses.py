@@ -24,8 +24,8 @@ class _BalancedLoss(keras.losses.Loss):
         self.surrogate = surrogate
         self.from_logits = from_logits
         self.ignore_class = ignore_class
-        self._with_mask = _WithMask(dtype=self.dtype)
-        self._spread_mask = _SpreadMask(dtype=self.dtype)
+        self._with_mask = _WithMask(name="with_mask", dtype=self.dtype)
+        self._spread_mask = _SpreadMask(name="spread_mask", dtype=self.dtype, autocast=False)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if self.from_logits:

@@ -1,21 +1,81 @@
 """Streaming metrics that count every class the same.
 
-Each keeps two sums a class, the weight of its examples and of those predicted right, and reads
-its result off their ratio: nothing is averaged over batches, and replicas merge by addition.
+Each keeps sums for each class and reads its result off them: nothing is averaged over batches,
+and replicas merge by addition.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_balanced import functional, validation
 
 
-class _ClassRecalls(keras.metrics.Metric):
-    """Per-class sums; subclasses say what to read off them in `result`."""
+class _ClassMetric(keras.metrics.Metric):
+    """What the metrics do with targets of any kind, weights, masks and `ignore_class`."""
 
-    def __init__(self, num_classes, name, dtype):
+    def __init__(self, num_classes, ignore_class, name, dtype):
         super().__init__(name=name, dtype=dtype)
         self.num_classes = validation.check_integer("num_classes", num_classes, low=2)
+        if ignore_class is not None:
+            ignore_class = validation.check_integer("ignore_class", ignore_class)
+        self.ignore_class = ignore_class
+        self._mask_weights = _MaskWeights(name="mask", dtype=self.dtype, autocast=False)
+
+    def _flatten(self, y_true, y_pred, sample_weight):
+        """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
+        y_pred = ops.convert_to_tensor(y_pred)
+        y_true, sparse = functional.match_shapes(
+            ops.convert_to_tensor(y_true), y_pred, self.num_classes
+        )
+        weights = self._weights(y_pred, sample_weight, ops.shape(y_pred)[:-1])
+        if sparse:
+            y_true, weights = self._check_labels(ops.cast(y_true, "int32"), weights)
+            y_true = ops.reshape(y_true, (-1,))
+        else:
+            y_true = ops.cast(ops.reshape(y_true, (-1, self.num_classes)), self.dtype)
+        return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
+
+    def _weights(self, y_pred, sample_weight, shape):
+        weights = functional.match_weights(self._mask_weights(y_pred), shape)
+        if sample_weight is None:
+            return weights
+        sample_weight = functional.match_weights(ops.cast(sample_weight, self.dtype), shape)
+        return weights * sample_weight
+
+    def _check_labels(self, labels, weights):
+        """Returns labels in `[0, K)` and weights: 0 for one to ignore, NaN for one out of range."""
+        valid = ops.logical_and(labels >= 0, labels < self.num_classes)
+        # A masked label may be anything.
+        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
+        weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
+        if self.ignore_class is not None:
+            ignored = ops.equal(labels, self.ignore_class)
+            weights = ops.where(ignored, ops.zeros_like(weights), weights)
+        return ops.where(valid, labels, 0), weights
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "ignore_class": self.ignore_class,
+        }
+
+
+class _MaskWeights(keras.layers.Layer):
+    """Gives the Keras mask of predictions as weights: a layer is the public way to read one."""
+
+    supports_masking = True
+
+    def call(self, y_pred, mask=None):
+        return ops.ones((), self.dtype) if mask is None else ops.cast(mask, self.dtype)
+
+
+class _RecallMetric(_ClassMetric):
+    """The weight of each class, in all and predicted right; subclasses read `result` off them."""
+
+    def __init__(self, num_classes, ignore_class, name, dtype):
+        super().__init__(num_classes, ignore_class, name, dtype)
         self.correct = self.add_variable((self.num_classes,), "zeros", self.dtype, name="correct")
         self.total = self.add_variable((self.num_classes,), "zeros", self.dtype, name="total")
 
@@ -24,29 +84,21 @@ class _ClassRecalls(keras.metrics.Metric):
 
         Args:
             y_true: Classes as integers `(...)` or `(..., 1)`, or one-hot or soft targets
-                `(..., K)`, which count as fractions of examples.
+                `(..., K)`, which count as fractions of examples. A label outside `[0, K)` that is
+                not `ignore_class` makes the result NaN.
             y_pred: Logits or probabilities `(..., K)`.
             sample_weight: Optional weights `(...)`, or of fewer leading axes.
         """
-        y_pred = ops.convert_to_tensor(y_pred)
-        y_true, sparse = functional.match_shapes(
-            ops.convert_to_tensor(y_true), y_pred, self.num_classes
-        )
-        predicted = ops.reshape(ops.argmax(y_pred, axis=-1), (-1,))
-        shape = ops.shape(y_pred)[:-1]
-        if sample_weight is None:
-            weights = ops.ones(shape, self.dtype)
+        y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
+        self._count(y_true, ops.argmax(y_pred, axis=-1), weights)
+
+    def _count(self, y_true, predicted, weights):
+        if len(y_true.shape) == 1:
+            hits = weights * ops.cast(ops.equal(y_true, predicted), self.dtype)
+            self.total.assign_add(ops.segment_sum(weights, y_true, self.num_classes))
+            self.correct.assign_add(ops.segment_sum(hits, y_true, self.num_classes))
         else:
-            weights = functional.match_weights(ops.cast(sample_weight, self.dtype), shape)
-        weights = ops.reshape(weights, (-1,))
-        if sparse:
-            labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
-            hits = weights * ops.cast(ops.equal(labels, predicted), self.dtype)
-            self.total.assign_add(ops.segment_sum(weights, labels, self.num_classes))
-            self.correct.assign_add(ops.segment_sum(hits, labels, self.num_classes))
-        else:
-            targets = ops.cast(ops.reshape(y_true, (-1, self.num_classes)), self.dtype)
-            targets *= weights[:, None]
+            targets = y_true * weights[:, None]
             hits = ops.take_along_axis(targets, predicted[:, None], axis=-1)[:, 0]
             self.total.assign_add(ops.sum(targets, axis=0))
             self.correct.assign_add(ops.segment_sum(hits, predicted, self.num_classes))
@@ -55,12 +107,14 @@ class _ClassRecalls(keras.metrics.Metric):
         """Returns the recall of each class, `(K,)`; 0 for a class that has not come up."""
         return ops.divide_no_nan(self.correct, self.total)
 
-    def get_config(self):
-        return {**super().get_config(), "num_classes": self.num_classes}
+    def _mean(self, values, among=1.0):
+        """Returns the mean of `values` `(K,)` over the classes that have come up."""
+        present = ops.cast(ops.not_equal(self.total, 0), self.dtype) * among
+        return ops.divide_no_nan(ops.sum(values * present), ops.sum(present))
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class BalancedAccuracy(_ClassRecalls):
+class BalancedAccuracy(_RecallMetric):
     """Computes the balanced accuracy: the mean recall over the classes.
 
     Formula:
@@ -75,6 +129,7 @@ class BalancedAccuracy(_ClassRecalls):
 
     Args:
         num_classes: Number of classes `K`, at least 2.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
 
@@ -90,16 +145,15 @@ class BalancedAccuracy(_ClassRecalls):
     0.5
     """
 
-    def __init__(self, num_classes, name="balanced_accuracy", dtype=None):
-        super().__init__(num_classes, name, dtype)
+    def __init__(self, num_classes, ignore_class=None, name="balanced_accuracy", dtype=None):
+        super().__init__(num_classes, ignore_class, name, dtype)
 
     def result(self):
-        present = ops.cast(ops.greater(self.total, 0), self.dtype)
-        return ops.divide_no_nan(ops.sum(self.recalls()), ops.sum(present))
+        return self._mean(self.recalls())
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class ClassRecall(_ClassRecalls):
+class ClassRecall(_RecallMetric):
     """Computes the recall of one class, or of every class.
 
     Formula:
@@ -113,6 +167,7 @@ class ClassRecall(_ClassRecalls):
     Args:
         num_classes: Number of classes `K`, at least 2.
         class_id: The class whose recall is wanted. `None` (default) gives all, as `(K,)`.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
 
@@ -128,8 +183,10 @@ class ClassRecall(_ClassRecalls):
     [0.67 0.  ]
     """
 
-    def __init__(self, num_classes, class_id=None, name="class_recall", dtype=None):
-        super().__init__(num_classes, name, dtype)
+    def __init__(
+        self, num_classes, class_id=None, ignore_class=None, name="class_recall", dtype=None
+    ):
+        super().__init__(num_classes, ignore_class, name, dtype)
         if class_id is not None and class_id not in range(num_classes):
             raise ValueError(
                 f"`class_id` must be None or an integer in [0, {num_classes}). "
@@ -143,3 +200,364 @@ class ClassRecall(_ClassRecalls):
 
     def get_config(self):
         return {**super().get_config(), "class_id": self.class_id}
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class WorstClassRecall(_RecallMetric):
+    """Computes the recall of the worst class.
+
+    Formula:
+
+    ```
+    recall[k] = weight of class k predicted as k / weight of class k
+    result    = minimum of recall over the classes that have come up
+    ```
+
+    With no example at all the result is 0.
+
+    Args:
+        num_classes: Number of classes `K`, at least 2.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        name: Optional name of the metric.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+
+    Raises:
+        ValueError: for shapes that do not fit `num_classes`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> metric = WorstClassRecall(num_classes=3)
+    >>> logits = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], "float32")
+    >>> print(float(metric(np.array([0, 1, 1]), logits)))
+    0.5
+    """
+
+    def __init__(self, num_classes, ignore_class=None, name="worst_class_recall", dtype=None):
+        super().__init__(num_classes, ignore_class, name, dtype)
+
+    def result(self):
+        present = ops.not_equal(self.total, 0)
+        worst = ops.min(ops.where(present, self.recalls(), ops.ones_like(self.total)))
+        return ops.where(ops.any(present), worst, ops.zeros_like(worst))
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class GeometricMeanRecall(_RecallMetric):
+    """Computes the geometric mean of the recalls of the classes (G-mean).
+
+    Formula:
+
+    ```
+    recall[k] = weight of class k predicted as k / weight of class k
+    result    = product of recall ** (1 / K') over the K' classes that have come up
+    ```
+
+    One class never predicted right makes it 0. It is `imblearn.metrics.geometric_mean_score` over
+    the classes in the labels (which by default counts a class that is only predicted as recall 0).
+
+    Args:
+        num_classes: Number of classes `K`, at least 2.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        name: Optional name of the metric.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+
+    Raises:
+        ValueError: for shapes that do not fit `num_classes`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> metric = GeometricMeanRecall(num_classes=2)
+    >>> logits = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0]], "float32")
+    >>> print(f"{float(metric(np.array([0, 0, 0, 1, 1]), logits)):.3f}")
+    0.577
+
+    References:
+        - [Kubat and Matwin, 1997](https://sci2s.ugr.es/keel/pdf/algorithm/congreso/kubat97addressing.pdf)
+    """
+
+    def __init__(self, num_classes, ignore_class=None, name="geometric_mean_recall", dtype=None):
+        super().__init__(num_classes, ignore_class, name, dtype)
+
+    def result(self):
+        present = ops.not_equal(self.total, 0)
+        logs = ops.log(ops.where(present, self.recalls(), ops.ones_like(self.total)))
+        mean = ops.exp(self._mean(logs))
+        return ops.where(ops.any(present), mean, ops.zeros_like(mean))
+
+
+def shot_groups(counts, thresholds=(100, 20)):
+    """Returns which classes have many, a medium number of or few training examples.
+
+    Formula:
+
+    ```
+    many: counts > thresholds[0];  few: counts < thresholds[1];  medium: between, both included
+    ```
+
+    Args:
+        counts: Training examples of each class, `(K,)`, or an adapted `ClassPrior`.
+        thresholds: Two numbers, the larger first.
+
+    Returns:
+        Dict of `"many"`, `"medium"` and `"few"` to `(K,)` arrays of booleans.
+
+    Raises:
+        ValueError: for counts or thresholds that are none.
+
+    Example:
+
+    >>> print(shot_groups([500, 100, 5])["few"])
+    [False False  True]
+
+    References:
+        - [Liu et al., 2019](https://arxiv.org/abs/1904.05160)
+    """
+    counts = np.asarray(getattr(counts, "counts", counts), dtype="float64")
+    if counts.ndim != 1 or len(counts) < 2 or not (counts >= 0).all():
+        raise ValueError(
+            "`counts` must be a 1-D vector of the training examples of each class. "
+            f"Received: counts={counts.tolist()}"
+        )
+    upper, lower = (validation.check_number("thresholds", value, low=0.0) for value in thresholds)
+    if upper < lower:
+        raise ValueError(
+            f"`thresholds` must have the larger first. Received: thresholds={thresholds}"
+        )
+    many, few = counts > upper, counts < lower
+    return {"many": many, "medium": ~many & ~few, "few": few}
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class ShotRecall(_RecallMetric):
+    """Computes the mean recall of the classes with many, a medium number of or few examples.
+
+    Formula:
+
+    ```
+    recall[k] = weight of class k predicted as k / weight of class k
+    result    = mean of recall over the classes of the group that have come up
+    ```
+
+    Args:
+        counts: *Training* examples of each class, `(K,)`, or an adapted `ClassPrior`.
+        group: `"many"` (more than `thresholds[0]` examples), `"few"` (fewer than
+            `thresholds[1]`) or `"medium"` (the rest).
+        thresholds: Two numbers of examples, the larger first. Defaults to `(100, 20)`.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        name: Optional name of the metric. Defaults to the group and `"_shot_recall"`.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+
+    Raises:
+        ValueError: for an unknown group, one without a class, or bad counts or thresholds.
+
+    Example:
+
+    >>> import numpy as np
+    >>> metric = ShotRecall(counts=[500, 50, 5], group="few")
+    >>> logits = np.array([[1, 0, 0], [0, 0, 1], [1, 0, 0]], "float32")
+    >>> print(float(metric(np.array([0, 2, 2]), logits)))
+    0.5
+
+    References:
+        - [Liu et al., 2019](https://arxiv.org/abs/1904.05160)
+    """
+
+    def __init__(
+        self, counts, group, thresholds=(100, 20), ignore_class=None, name=None, dtype=None
+    ):
+        groups = shot_groups(counts, thresholds)
+        if group not in groups:
+            raise ValueError(
+                f'`group` must be "many", "medium" or "few". Received: group={group!r}'
+            )
+        counts = validation.plain(getattr(counts, "counts", counts))
+        if not groups[group].any():
+            raise ValueError(
+                f"The group {group!r} must have a class. "
+                f"Received: counts={counts} and thresholds={thresholds}"
+            )
+        super().__init__(len(counts), ignore_class, name or f"{group}_shot_recall", dtype)
+        self.counts = counts
+        self.group = group
+        self.thresholds = list(thresholds)
+        self._members = groups[group]
+
+    def result(self):
+        members = ops.convert_to_tensor(self._members, dtype=self.dtype)
+        return self._mean(self.recalls(), among=members)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["num_classes"]
+        return {
+            **config,
+            "counts": self.counts,
+            "group": self.group,
+            "thresholds": self.thresholds,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class BinaryBalancedAccuracy(_RecallMetric):
+    """Computes the balanced accuracy of one logit or probability an example.
+
+    Formula:
+
+    ```
+    result = (recall of label 1 + recall of label 0) / 2      # predicted 1: y_pred > threshold
+    ```
+
+    As in `BalancedAccuracy`, a label without an example is left out.
+
+    Args:
+        threshold: Number that the prediction of label 1 exceeds: 0 (default) for logits, 0.5 for
+            probabilities.
+        ignore_class: Integer label, such as -1, that is not counted.
+        name: Optional name of the metric.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+
+    Raises:
+        ValueError: for a threshold that is no number, or shapes that do not fit.
+
+    Example:
+
+    >>> import numpy as np
+    >>> metric = BinaryBalancedAccuracy()
+    >>> print(float(metric(np.array([0, 0, 1, 1]), np.array([-2.0, -1.0, 1.0, -1.0]))))
+    0.75
+    """
+
+    def __init__(
+        self, threshold=0.0, ignore_class=None, name="binary_balanced_accuracy", dtype=None
+    ):
+        super().__init__(2, ignore_class, name, dtype)
+        self.threshold = validation.check_number("threshold", threshold)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Adds a batch.
+
+        Args:
+            y_true: Labels `(...)` or `(..., 1)`, 0, 1 or soft in between. Another label that is
+                not `ignore_class` makes the result NaN.
+            y_pred: Logits or probabilities `(...)` or `(..., 1)`.
+            sample_weight: Optional weights `(...)`, or of fewer leading axes.
+        """
+        y_pred = ops.convert_to_tensor(y_pred)
+        y_true, logits = functional.match_binary(ops.convert_to_tensor(y_true), y_pred)
+        weights = self._weights(y_pred, sample_weight, ops.shape(logits))
+        y_true = ops.cast(y_true, self.dtype)
+        if self.ignore_class is not None:
+            kept = ops.not_equal(y_true, self.ignore_class)
+            weights = weights * ops.cast(kept, self.dtype)
+        valid = ops.logical_and(y_true >= 0, y_true <= 1)
+        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
+        weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
+        y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
+        targets = ops.reshape(ops.stack([1.0 - y_true, y_true], axis=-1), (-1, 2))
+        predicted = ops.cast(ops.reshape(logits > self.threshold, (-1,)), "int32")
+        self._count(targets, predicted, ops.reshape(weights, (-1,)))
+
+    def result(self):
+        return self._mean(self.recalls())
+
+    def get_config(self):
+        config = super().get_config()
+        del config["num_classes"]
+        return {**config, "threshold": self.threshold}
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class ClassCalibrationError(_ClassMetric):
+    """Computes the class-wise expected calibration error of probabilities.
+
+    Formula:
+
+    ```
+    gap[k, b] = sum of weight * (probability of class k - whether it is class k), over the
+                examples whose probability of class k lies in bin b
+    result    = sum of |gap| / (K * sum of weight)
+    ```
+
+    0 where each class comes up as often as its probabilities say. Compare like with like: the
+    probabilities of `loss.posterior` are right for its target mix, here the mix of the examples
+    (and of their `sample_weight`). With no example the result is 0.
+
+    Args:
+        num_classes: Number of classes `K`, at least 2.
+        num_bins: Number of bins of equal width in `[0, 1]`, at least 1.
+        from_logits: Whether `y_pred` is logits, of which the softmax is taken. `False` (default)
+            is probabilities, as `loss.posterior` gives them: of a balanced loss the softmax is
+            none.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        name: Optional name of the metric.
+        dtype: Dtype of the sums.
+
+    Raises:
+        ValueError: for shapes that do not fit `num_classes`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> metric = ClassCalibrationError(num_classes=2)
+    >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25]], "float32")
+    >>> print(float(metric(np.array([0, 1]), probabilities)))
+    0.25
+
+    References:
+        - [Kull et al., 2019](https://arxiv.org/abs/1910.12656)
+        - [Nixon et al., 2019](https://arxiv.org/abs/1904.01685) (static calibration error)
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        num_bins=15,
+        from_logits=False,
+        ignore_class=None,
+        name="class_calibration_error",
+        dtype=None,
+    ):
+        super().__init__(num_classes, ignore_class, name, dtype)
+        self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
+        self.from_logits = from_logits
+        cells = (self.num_classes * self.num_bins,)
+        self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
+        self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Adds a batch.
+
+        Args:
+            y_true: Classes as integers `(...)` or `(..., 1)`, or one-hot or soft targets
+                `(..., K)`. A label outside `[0, K)` that is not `ignore_class` makes the result
+                NaN.
+            y_pred: Probabilities `(..., K)`, or logits with `from_logits`.
+            sample_weight: Optional weights `(...)`, or of fewer leading axes.
+        """
+        y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
+        probabilities = ops.cast(y_pred, self.dtype)
+        if self.from_logits:
+            probabilities = ops.softmax(probabilities)
+        if len(y_true.shape) == 1:
+            y_true = ops.one_hot(y_true, self.num_classes, dtype=self.dtype)
+        bins = ops.cast(probabilities * self.num_bins, "int32")
+        bins = ops.clip(bins, 0, self.num_bins - 1)
+        cells = bins + self.num_bins * ops.arange(self.num_classes, dtype="int32")
+        gaps = weights[:, None] * (probabilities - y_true)
+        gaps = ops.segment_sum(
+            ops.reshape(gaps, (-1,)), ops.reshape(cells, (-1,)), self.num_classes * self.num_bins
+        )
+        self.gap.assign_add(gaps)
+        self.weight.assign_add(ops.sum(weights))
+
+    def result(self):
+        return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_bins": self.num_bins,
+            "from_logits": self.from_logits,
+        }

@@ -72,6 +72,103 @@ def class_recalls(recalls, ax=None):
     return ax
 
 
+def confusion_matrix(labels, predicted, class_names=None, ax=None):
+    """Draws how often each class is predicted as each other; the diagonal is the recalls.
+
+    Args:
+        labels: Integer classes `(N,)`.
+        predicted: Predicted classes `(N,)`.
+        class_names: Name of each class, `K` of them. `None` takes the numbers up to the largest.
+        ax: matplotlib axes to draw on. `None` makes new ones.
+
+    Returns:
+        The axes. Row `k` is the examples of class `k`, as fractions of them.
+
+    Raises:
+        ImportError: where matplotlib is missing.
+        ValueError: for labels that are none, or of different numbers.
+
+    Example:
+
+    >>> ax = confusion_matrix([0, 0, 1], [0, 1, 1], class_names=["healthy", "ill"])
+    >>> print(ax.get_ylabel())
+    class
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    num_classes = len(class_names or range(max(labels.max(), predicted.max()) + 1))
+    classes = np.concatenate([labels, predicted])
+    if labels.shape != predicted.shape or not np.isin(classes, range(num_classes)).all():
+        raise ValueError(
+            f"`labels` and `predicted` must be classes in [0, {num_classes}), as many of each. "
+            f"Received: {labels} and {predicted}"
+        )
+    counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    counts = counts.reshape(num_classes, num_classes)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax = _axes(ax)
+    image = ax.imshow(fractions, vmin=0.0, vmax=1.0, cmap="Blues")
+    ax.figure.colorbar(image, ax=ax, label="fraction of the class")
+    if num_classes <= _MAX_BARS:
+        for row, column in np.ndindex(fractions.shape):
+            value = fractions[row, column]
+            color = "white" if value > 0.5 else "black"
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, size=8)
+    _class_ticks(ax, num_classes)
+    if class_names is not None:
+        ax.set_xticks(range(num_classes), class_names, rotation=90)
+        ax.set_yticks(range(num_classes), class_names)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("class")
+    return ax
+
+
+def reliability_diagram(probabilities, labels, num_bins=15, ax=None):
+    """Draws how often classes come up against how probable they were said to be.
+
+    All classes together, in bins of equal width. On the diagonal the probabilities are right.
+
+    Args:
+        probabilities: Probabilities `(N, K)`, as `loss.posterior` gives them, or a dict of a name
+            to such, to draw side by side.
+        labels: Integer classes `(N,)`.
+        num_bins: Number of bins in `[0, 1]`, at least 1.
+        ax: matplotlib axes to draw on. `None` makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: where matplotlib is missing.
+
+    Example:
+
+    >>> ax = reliability_diagram([[0.75, 0.25], [0.25, 0.75]], [0, 1])
+    >>> print(ax.get_xlabel())
+    predicted probability
+    """
+    ax = _axes(ax)
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    named = probabilities if isinstance(probabilities, dict) else {None: probabilities}
+    for name, values in named.items():
+        values = np.asarray(values, dtype="float64")
+        hits = np.eye(values.shape[-1])[np.asarray(labels)].ravel()
+        values = values.ravel()
+        bins = np.minimum((values * num_bins).astype("int64"), num_bins - 1)
+        counts = np.bincount(bins, minlength=num_bins)
+        filled = counts > 0
+        predicted = np.bincount(bins, values, num_bins)[filled] / counts[filled]
+        observed = np.bincount(bins, hits, num_bins)[filled] / counts[filled]
+        ax.plot(predicted, observed, ".-", label=name)
+    if isinstance(probabilities, dict):
+        ax.legend(frameon=False)
+    ax.set_aspect("equal")
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("predicted probability")
+    ax.set_ylabel("observed frequency")
+    return ax
+
+
 def _axes(ax):
     if ax is not None:
         return ax

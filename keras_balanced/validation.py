@@ -61,6 +61,17 @@ def check_positive_vector(name, values, length=None):
     return vector
 
 
+def check_counts(name, values, shape):
+    """Returns `values` as a float64 array of counts of the given shape."""
+    counts = _as_array(name, values, f"counts of shape {shape}")
+    if counts.shape != shape or not (np.isfinite(counts) & (counts >= 0)).all():
+        raise ValueError(
+            f"`{name}` must be non-negative, finite and of shape {shape}. "
+            f"Received: {name}={values!r} of shape {counts.shape}"
+        )
+    return counts
+
+
 def check_mix(name, values, length=None):
     """Returns a class mix (counts, probabilities or a `ClassPrior`) as `(K,)` probabilities."""
     if getattr(values, "multi_label", False):

@@ -10,7 +10,7 @@ import keras
 import pytest
 
 import keras_balanced
-from keras_balanced import datasets, models, plots
+from keras_balanced import callbacks, datasets, metrics, models, plots
 
 PACKAGE = pathlib.Path(keras_balanced.__file__).parent
 # What each module may import: its floor and those below.
@@ -22,13 +22,14 @@ FLOORS = {
         for name in ("losses", "layers", "metrics", "datasets", "models", "plots")
     },
 }
+FLOORS["callbacks"] = {"keras", "numpy", *(f"keras_balanced.{name}" for name in FLOORS)}
 OPTIONAL = ("tensorflow_datasets", "keras_tuner", "matplotlib", "sklearn")
 EXPORTS = {name: getattr(keras_balanced, name) for name in keras_balanced.__all__}
 CLASSES = {name: export for name, export in EXPORTS.items() if inspect.isclass(export)}
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
-    for module in (datasets, models, plots)
-    for name, function in inspect.getmembers(module, inspect.isfunction)
+    for module in (callbacks, datasets, metrics, models, plots)
+    for name, function in inspect.getmembers(module, callable)
     if function.__module__ == module.__name__ and not name.startswith(("_", "check_"))
 }
 
@@ -48,7 +49,12 @@ def test_docstring_is_whole(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_config_names_every_argument(name):
     export = CLASSES[name]
-    required = {"priors": 0.5 if "Binary" in name else [1, 2], "num_classes": 2}
+    required = {
+        "priors": 0.5 if "Binary" in name else [1, 2],
+        "num_classes": 2,
+        "counts": [200, 5],
+        "group": "few",
+    }
     parameters = inspect.signature(export.__init__).parameters
     config = export(**{k: v for k, v in required.items() if k in parameters}).get_config()
     assert set(config) >= {p for p in parameters if p not in ("self", "kwargs")}
@@ -93,6 +99,6 @@ print("keras_balanced" in after, [name for name in {OPTIONAL} if name in after])
 
 def test_modules_on_demand():
     assert keras_balanced.datasets is datasets
-    assert set(dir(keras_balanced)) >= {"GLALoss", "datasets", "models", "plots"}
+    assert set(dir(keras_balanced)) >= {"GLALoss", "callbacks", "datasets", "models", "plots"}
     with pytest.raises(AttributeError, match="no attribute 'dataset'"):
         keras_balanced.dataset  # noqa: B018

@@ -1,6 +1,7 @@
 """ClassPrior: whatever holds the labels, the counts are the same."""
 
 import importlib.util
+import json
 
 import keras
 import numpy as np
@@ -15,6 +16,27 @@ X = np.zeros((7, 2))
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None, reason="tf.data is TensorFlow's"
 )
+
+
+class Sequence(keras.utils.PyDataset):
+    """Batches of 3, which `fit` reads by their index; without end where it has no length."""
+
+    def __init__(self, *arrays, endless=False):
+        super().__init__()
+        self.arrays, self.endless = arrays, endless
+
+    @property
+    def num_batches(self):
+        return None if self.endless else 3
+
+    def __getitem__(self, i):
+        return tuple(array[3 * (i % 3) : 3 * (i % 3) + 3] for array in self.arrays)
+
+
+def data_loader(*arrays):
+    torch = pytest.importorskip("torch")
+    tensors = torch.utils.data.TensorDataset(*map(torch.as_tensor, arrays))
+    return torch.utils.data.DataLoader(tensors, batch_size=3)
 
 
 def dataset(*tensors):
@@ -34,6 +56,9 @@ SOURCES = {
     "list of batches": lambda: [LABELS[:3], LABELS[3:]],
     "generator of (x, y)": lambda: ((X[i : i + 3], LABELS[i : i + 3]) for i in range(0, 7, 3)),
     "generator of (x, y, w)": lambda: ((X[i], LABELS[i], 0.5) for i in range(7)),
+    "PyDataset": lambda: Sequence(X, LABELS),
+    "DataLoader": lambda: data_loader(X, LABELS),
+    "DataLoader of weights": lambda: data_loader(X, LABELS, X[:, 0]),
 }
 TF_DATA = {
     "labels": lambda: dataset(LABELS).batch(3),
@@ -57,6 +82,135 @@ def test_adapt_on_tf_data(source):
     prior = ClassPrior(3)
     prior.adapt(TF_DATA[source]())
     np.testing.assert_array_equal(prior.counts, COUNTS)
+
+
+WEIGHTS = np.array([0.5, 1.0, 2.0, 0.25, 0.0, 1.0, 1.0])
+WEIGHTED = [1.75, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("data", "sample_weight"),
+    [
+        (lambda: LABELS, WEIGHTS),
+        (lambda: LABELS[:, None], WEIGHTS),
+        (lambda: LABELS, WEIGHTS[:, None]),
+        (lambda: np.eye(3)[LABELS], WEIGHTS),
+        (lambda: Sequence(X, LABELS, WEIGHTS), True),
+        (lambda: data_loader(X, LABELS, WEIGHTS), True),
+        (lambda: zip(X, LABELS, WEIGHTS, strict=True), True),
+        pytest.param(lambda: dataset(X, LABELS, WEIGHTS).batch(2), True, marks=needs_tensorflow),
+    ],
+)
+def test_weights_are_counted_when_asked(data, sample_weight):
+    prior = ClassPrior(3)
+    prior.adapt(data(), sample_weight=sample_weight)
+    np.testing.assert_allclose(prior.counts, WEIGHTED)
+
+
+def test_weights_of_fewer_axes():
+    prior = ClassPrior(3)
+    prior.adapt(np.array([[0, 1], [2, 2]]), sample_weight=np.array([1.0, 0.5]))
+    np.testing.assert_array_equal(prior.counts, [1, 1, 1])
+
+
+@pytest.mark.parametrize("ignore_class", [255, -1, 2])
+@pytest.mark.parametrize("weights", [None, np.full(9, 2.0)])
+def test_ignore_class(ignore_class, weights):
+    prior = ClassPrior(3, ignore_class=ignore_class, output_mode="weight")
+    labels = np.concatenate([LABELS, [ignore_class, ignore_class]])
+    prior.adapt(labels, sample_weight=weights)
+    counts = np.array(COUNTS) * (np.arange(3) != ignore_class) * (1 if weights is None else 2)
+    np.testing.assert_array_equal(prior.counts, counts)
+    if ignore_class != 2:
+        expected = np.append(prior.priors.sum() / (3 * prior.priors), 0.0)[labels.clip(-1, 3)]
+        np.testing.assert_allclose(ops.convert_to_numpy(prior(labels)), expected, rtol=1e-6)
+
+
+def test_steps_end_endless_data():
+    def forever():
+        while True:
+            yield LABELS
+
+    prior = ClassPrior(3)
+    for data, steps in ((forever(), 2), (Sequence(X, LABELS, endless=True), 6)):
+        prior.adapt(data, steps=steps)
+        np.testing.assert_array_equal(prior.counts, 2 * np.array(COUNTS))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: Sequence(X, LABELS, endless=True),
+        pytest.param(lambda: dataset(LABELS).repeat().batch(2), marks=needs_tensorflow),
+    ],
+)
+def test_endless_data_needs_steps(data):
+    with pytest.raises(ValueError, match="`steps` is needed for data without end"):
+        ClassPrior(3).adapt(data())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100_000, 300_001])
+def test_batches_of_any_size_count_the_same(batch_size, rng):
+    labels = rng.integers(0, 50, 300_001)
+    whole, batched = ClassPrior(50), ClassPrior(50)
+    whole.adapt(labels)
+    labels = labels[: 20 * batch_size]
+    batched.adapt(labels[i : i + batch_size] for i in range(0, len(labels), batch_size))
+    np.testing.assert_array_equal(batched.counts, np.bincount(labels, minlength=50))
+    assert whole.counts.sum() == 300_001
+
+
+def test_states_accumulate_merge_and_clear():
+    prior, *shards = (ClassPrior(3) for _ in range(3))
+    prior.update_state(LABELS[:2])
+    for shard, labels in zip(shards, (LABELS[2:3], LABELS[3:]), strict=True):
+        shard.update_state(labels[:1])
+        shard.update_state(labels[1:])
+    prior.merge_state(shards)
+    np.testing.assert_array_equal(prior.counts, COUNTS)
+    prior.reset_state()
+    np.testing.assert_array_equal(prior.counts, [0, 0, 0])
+    with pytest.raises(ValueError, match="layers of the same classes"):
+        prior.merge_state([ClassPrior(4)])
+
+
+@pytest.mark.parametrize(
+    ("multi_label", "counts"),
+    [(False, [2**53 - 1, 0, 2**31 + 1]), (True, [[2**53 - 1, 5], [7, 2**31 + 1], [1, 1]])],
+)
+def test_counts_from_elsewhere(multi_label, counts, tmp_path):
+    prior = ClassPrior(3, counts=counts, multi_label=multi_label)
+    np.testing.assert_array_equal(prior.counts, counts)
+    config = json.loads(json.dumps(prior.get_config()))
+    np.testing.assert_array_equal(ClassPrior.from_config(config).counts, counts)
+    keras.Sequential([keras.Input((), dtype="int32"), prior]).save_weights(
+        tmp_path / "counts.weights.h5"
+    )
+    other = ClassPrior(3, multi_label=multi_label)
+    keras.Sequential([keras.Input((), dtype="int32"), other]).load_weights(
+        tmp_path / "counts.weights.h5"
+    )
+    np.testing.assert_array_equal(other.counts, counts)
+
+
+def test_counts_are_exact_beyond_float32():
+    prior = ClassPrior(2, counts=[2**24, 2**31])
+    prior.update_state(np.array([0, 1, 1]))
+    np.testing.assert_array_equal(prior.counts, [2**24 + 1, 2**31 + 2])
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [1, 2, -1], [1, 2, np.inf], [[1, 2, 3]], "many"])
+def test_bad_counts(counts):
+    with pytest.raises(ValueError, match=r"`counts` must be .*\(3,\).*Received: counts="):
+        ClassPrior(3, counts=counts)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="there it works")
+@needs_tensorflow
+def test_dataset_map_on_other_backends_says_what_to_do():
+    prior = ClassPrior(3, counts=COUNTS)
+    with pytest.raises(ValueError, match=r"TensorFlow backend only. Use `tf.gather"):
+        dataset(LABELS).map(prior)
 
 
 def test_soft_targets_count_as_fractions():
@@ -121,10 +275,8 @@ def test_in_dataset_map():
 
 
 def test_counts_are_saved_with_the_model(tmp_path):
-    prior = ClassPrior(3, smoothing=0.5, output_mode="log_prior", name="prior")
     counts = np.array([2**53 - 1, 2**31 + 1, 2**24 + 1], "float64")
-    prior.adapt(LABELS)
-    prior._counts = counts
+    prior = ClassPrior(3, smoothing=0.5, output_mode="log_prior", counts=counts, name="prior")
     inputs = keras.Input((), dtype="int32")
     model = keras.Model(inputs, prior(inputs))
     model.save(tmp_path / "model.keras")
@@ -140,6 +292,7 @@ def test_counts_are_saved_with_the_model(tmp_path):
         ({"num_classes": 2.5}, "`num_classes` must be an integer"),
         ({"smoothing": -1.0}, r"`smoothing` must be in \[0, inf\). Received: smoothing=-1.0"),
         ({"output_mode": "count"}, "`output_mode` must be.*output_mode='count'"),
+        ({"ignore_class": 0.5}, "`ignore_class` must be an integer.*=0.5"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -161,6 +314,7 @@ def test_bad_arguments(arguments, message):
         (iter([]), r"expected at least one label"),
         ((X, LABELS), r"Received: a tuple; pass only its labels"),
         ([(X, LABELS, LABELS, LABELS)], r"Received: a tuple of 4"),
+        ([LABELS[:2], LABELS + 2], r"Labels must be in \[0, 3\)"),
     ],
 )
 def test_bad_data_keeps_the_former_counts(data, message):
@@ -169,6 +323,22 @@ def test_bad_data_keeps_the_former_counts(data, message):
     with pytest.raises(ValueError, match=message):
         prior.adapt(data)
     np.testing.assert_array_equal(prior.counts, COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("data", "sample_weight", "message"),
+    [
+        (LABELS, np.ones(6), r"leading axes of the labels.*\(6,\).*\(7,\)"),
+        (LABELS, np.ones((7, 2)), "leading axes of the labels"),
+        (LABELS, -np.ones(7), "`sample_weight` must be finite and not negative"),
+        (LABELS, np.full(7, np.nan), "`sample_weight` must be finite"),
+        ([LABELS], np.ones(7), "With batches `sample_weight` must be None, or True"),
+        ([(X, LABELS)], True, "`sample_weight=True` needs batches"),
+    ],
+)
+def test_bad_weights(data, sample_weight, message):
+    with pytest.raises(ValueError, match=message):
+        ClassPrior(3).adapt(data, sample_weight=sample_weight)
 
 
 def test_unadapted_is_refused():
@@ -185,9 +355,18 @@ MULTI = np.array([[1, 0], [1, 0], [1, 1], [0, 0]])
 def test_multi_label_rates(data):
     prior = ClassPrior(2, multi_label=True)
     prior.adapt(data)
-    np.testing.assert_array_equal(prior.counts, [3, 1])
+    np.testing.assert_array_equal(prior.counts, [[1, 3], [3, 1]])
     np.testing.assert_array_equal(prior.priors, [0.75, 0.25])
     assert BinaryGLALoss(prior).priors == [0.75, 0.25]
+
+
+def test_multi_label_weights_and_unknown_labels():
+    prior = ClassPrior(2, multi_label=True, ignore_class=-1)
+    labels = np.array([[1, -1], [1, 0], [1, 1], [0, 0]])
+    prior.adapt(labels, sample_weight=np.array([1.0, 2.0, 3.0, 4.0]))
+    np.testing.assert_array_equal(prior.counts, [[4, 6], [6, 3]])
+    prior.adapt(labels)
+    np.testing.assert_array_equal(prior.counts, [[1, 3], [2, 1]])
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])

@@ -1,4 +1,4 @@
-"""Metrics equal scikit-learn's on the whole data, however it is batched."""
+"""Metrics equal scikit-learn's and imbalanced-learn's on the whole data, however it is batched."""
 
 import itertools
 import json
@@ -6,54 +6,198 @@ import json
 import keras
 import numpy as np
 import pytest
+from imblearn.metrics import geometric_mean_score
 from keras import ops
 from sklearn.metrics import balanced_accuracy_score, recall_score
 
-from keras_balanced import BalancedAccuracy, ClassRecall
+from keras_balanced import (
+    BalancedAccuracy,
+    BinaryBalancedAccuracy,
+    ClassCalibrationError,
+    ClassPrior,
+    ClassRecall,
+    GeometricMeanRecall,
+    ShotRecall,
+    WorstClassRecall,
+)
+from keras_balanced.metrics import shot_groups
 
 K = 5
+COUNTS = [500, 101, 100, 20, 19]
+pytestmark = pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+
+
+def recalls(y, z, w=None):
+    """scikit-learn's recalls of the classes in `y`."""
+    return recall_score(y, z.argmax(-1), labels=np.unique(y), average=None, sample_weight=w)
+
+
+def calibration_error(y, p, w=None, num_bins=15):
+    """The class-wise calibration error as its papers write it, bin by bin."""
+    w = np.ones(len(y)) if w is None else w
+    total = 0.0
+    for k in range(K):
+        bins = np.minimum((p[:, k] * num_bins).astype(int), num_bins - 1)
+        for b in np.unique(bins):
+            here = bins == b
+            accuracy = np.average(y[here] == k, weights=w[here])
+            confidence = np.average(p[here, k], weights=w[here])
+            total += w[here].sum() / w.sum() * abs(accuracy - confidence) / K
+    return total
+
+
+def softmax(z):
+    z = np.exp(z - z.max(axis=-1, keepdims=True))
+    return z / z.sum(axis=-1, keepdims=True)
+
+
+# Each metric with its oracle; class 3 is absent.
+METRICS = {
+    "balanced accuracy": (
+        lambda: BalancedAccuracy(K),
+        lambda y, z, w: balanced_accuracy_score(y, z.argmax(-1), sample_weight=w),
+    ),
+    "recall of a class": (
+        lambda: ClassRecall(K, class_id=2),
+        lambda y, z, w: recalls(y, z, w)[2],
+    ),
+    "recalls": (
+        lambda: ClassRecall(K),
+        lambda y, z, w: np.insert(recalls(y, z, w), 3, 0.0),
+    ),
+    "worst class": (lambda: WorstClassRecall(K), lambda y, z, w: recalls(y, z, w).min()),
+    "geometric mean": (
+        lambda: GeometricMeanRecall(K),
+        lambda y, z, w: geometric_mean_score(y, z.argmax(-1), labels=np.unique(y), sample_weight=w),
+    ),
+    "many": (lambda: ShotRecall(COUNTS, "many"), lambda y, z, w: recalls(y, z, w)[:2].mean()),
+    "medium": (lambda: ShotRecall(COUNTS, "medium"), lambda y, z, w: recalls(y, z, w)[2]),
+    "few": (lambda: ShotRecall(COUNTS, "few"), lambda y, z, w: recalls(y, z, w)[3]),
+    "other thresholds": (
+        lambda: ShotRecall(COUNTS, "few", thresholds=(1000, 101)),
+        lambda y, z, w: recalls(y, z, w)[2:].mean(),
+    ),
+    "calibration of logits": (
+        lambda: ClassCalibrationError(K, from_logits=True),
+        lambda y, z, w: calibration_error(y, softmax(z), w),
+    ),
+    "calibration in 4 bins": (
+        lambda: ClassCalibrationError(K, num_bins=4, from_logits=True),
+        lambda y, z, w: calibration_error(y, softmax(z), w, num_bins=4),
+    ),
+}
 
 
 @pytest.fixture
 def batches(rng):
     """Labels (class 3 is absent), logits and weights in uneven batches."""
-    y = rng.choice([0, 1, 2, 4], 101)
-    z = rng.standard_normal((101, K)).astype("float32")
-    w = rng.random(101).astype("float32")
-    cuts = [0, 1, 40, 41, 100, 101]
+    y = rng.choice([0, 1, 2, 4], 201)
+    z = rng.standard_normal((201, K)).astype("float32") + 0.5 * np.eye(K, dtype="float32")[y]
+    w = rng.random(201).astype("float32")
+    cuts = [0, 1, 40, 41, 200, 201]
     return y, z, w, [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
-@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
-@pytest.mark.parametrize("labels", ["sparse", "column", "one_hot"])
+def result(metric):
+    return ops.convert_to_numpy(metric.result())
+
+
+@pytest.mark.parametrize("labels", ["sparse", "column", "one_hot", "ignored", "sequences"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_balanced_accuracy_equals_scikit_learn(batches, labels, weighted):
+@pytest.mark.parametrize("name", METRICS)
+def test_equals_the_oracle(name, labels, weighted, batches):
+    make, oracle = METRICS[name]
     y, z, w, slices = batches
-    targets = {"sparse": y, "column": y[:, None], "one_hot": np.eye(K)[y]}[labels]
-    metric = BalancedAccuracy(K)
+    expected = oracle(y, z, w if weighted else None)
+    metric = make()
+    if labels == "ignored":
+        metric = type(metric).from_config({**metric.get_config(), "ignore_class": 255})
+        y, z = np.append(y, [255] * 9), np.concatenate([z, z[:9]])
+        w = np.append(w, np.ones(9))
+        slices = [*slices, slice(201, 210)]
+    if labels == "sequences":
+        y, z, w, slices = y.reshape(3, 67), z.reshape(3, 67, K), w.reshape(3, 67), [slice(0, 3)]
+    y = {"column": y[..., None], "one_hot": np.eye(K)[np.minimum(y, K - 1)]}.get(labels, y)
     for s in slices:
-        metric.update_state(targets[s], z[s], w[s] if weighted else None)
-    expected = balanced_accuracy_score(y, z.argmax(-1), sample_weight=w if weighted else None)
+        metric.update_state(y[s], z[s], w[s] if weighted else None)
+    np.testing.assert_allclose(result(metric), expected, atol=1e-6)
+
+
+def test_a_real_class_can_be_ignored(batches):
+    y, z, _, _ = batches
+    metric = BalancedAccuracy(K, ignore_class=1)
+    metric.update_state(y, z)
+    expected = np.delete(recalls(y, z), 1).mean()
     assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
 
 
+class Mask(keras.layers.Layer):
+    """Passes its input on, with a mask where the first feature is positive."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return inputs * 1.0
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return inputs[..., 0] > 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_masked_positions_do_not_count(name, batches):
+    make, oracle = METRICS[name]
+    y, z, w, _ = batches
+    kept = z[:, 0] > 0
+    metric = make()
+    metric.update_state(np.where(kept, y, -7), Mask()(z), w)
+    np.testing.assert_allclose(result(metric), oracle(y[kept], z[kept], w[kept]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in METRICS if n not in ("recall of a class", "many")])
+@pytest.mark.parametrize("label", [-1, K])
+def test_a_label_out_of_range_is_not_silent(name, label, batches):
+    y, z, _, _ = batches
+    metric = METRICS[name][0]()
+    metric.update_state(np.where(np.arange(201) == 7, label, y), z)
+    assert np.isnan(result(metric)).any()
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_nothing_seen_is_zero_and_reset_forgets(name, batches):
+    y, z, _, _ = batches
+    metric = METRICS[name][0]()
+    assert (result(metric) == 0.0).all()
+    metric.update_state(y, z)
+    assert (result(metric) > 0.0).any()
+    metric.reset_state()
+    assert (result(metric) == 0.0).all()
+
+
+@pytest.mark.parametrize("shape", [(120,), (120, 1), (12, 10)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_class_recall_equals_scikit_learn(batches, weighted):
-    y, z, w, slices = batches
-    expected = recall_score(
-        y,
-        z.argmax(-1),
-        labels=range(K),
-        average=None,
-        zero_division=0,
-        sample_weight=w if weighted else None,
-    )
-    every, third = ClassRecall(K), ClassRecall(K, class_id=2)
-    for s in slices:
-        for metric in (every, third):
-            metric.update_state(y[s], z[s], w[s] if weighted else None)
-    np.testing.assert_allclose(ops.convert_to_numpy(every.result()), expected, atol=1e-6)
-    assert float(third.result()) == pytest.approx(expected[2], abs=1e-6)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_binary(shape, weighted, ignored, rng):
+    y, z = rng.integers(0, 2, 120), rng.standard_normal(120)
+    w = rng.random(120) if weighted else np.ones(120)
+    kept = np.arange(120) >= (20 if ignored else 0)
+    expected = balanced_accuracy_score(y, z > 0.3, sample_weight=w * kept)
+    metric = BinaryBalancedAccuracy(threshold=0.3, ignore_class=-1 if ignored else None)
+    y = np.where(kept, y, -1).reshape(shape)
+    metric.update_state(y, z.reshape(shape), w.reshape(shape) if weighted else None)
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_binary_of_probabilities_bad_labels_and_masks(rng):
+    y, z = rng.integers(0, 2, 50), rng.standard_normal((50, 1)).astype("float32")
+    logits, probabilities = BinaryBalancedAccuracy(), BinaryBalancedAccuracy(threshold=0.5)
+    logits.update_state(y, z)
+    probabilities.update_state(y, 1 / (1 + np.exp(-z)))
+    assert float(logits.result()) == float(probabilities.result()) > 0
+    masked, kept = BinaryBalancedAccuracy(), z[:, 0] > 0
+    masked.update_state(np.where(kept, y, 9), Mask()(z))
+    assert float(masked.result()) == pytest.approx(balanced_accuracy_score(y[kept], z[kept, 0] > 0))
+    logits.update_state(np.array([2]), z[:1])
+    assert np.isnan(float(logits.result()))
 
 
 def test_soft_targets_count_as_fractions():
@@ -62,6 +206,33 @@ def test_soft_targets_count_as_fractions():
     np.testing.assert_allclose(ops.convert_to_numpy(metric.result()), [0.0, 1.0])
     metric.update_state(np.array([[0.75, 0.25]]), np.array([[1.0, 0.0]]))
     np.testing.assert_allclose(ops.convert_to_numpy(metric.result()), [0.375, 0.75])
+    calibration = ClassCalibrationError(2)
+    calibration.update_state(np.array([[0.25, 0.75]]), np.array([[0.5, 0.5]]))
+    assert float(calibration.result()) == pytest.approx(0.25)
+
+
+def test_shot_groups():
+    groups = shot_groups(ClassPrior(5, counts=COUNTS))
+    assert {name: group.tolist() for name, group in groups.items()} == {
+        "many": [True, True, False, False, False],
+        "medium": [False, False, True, True, False],
+        "few": [False, False, False, False, True],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group": "tail"}, "`group` must be"),
+        ({"counts": [200, 50]}, r"The group 'few' must have a class. Received: counts=\[200"),
+        ({"counts": [200, -5]}, "`counts` must be a 1-D vector"),
+        ({"counts": [[200, 5]]}, "`counts` must be a 1-D vector"),
+        ({"thresholds": (20, 100)}, "`thresholds` must have the larger first"),
+    ],
+)
+def test_bad_shots(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ShotRecall(**{"counts": [200, 5], "group": "few", **arguments})
 
 
 def test_weights_of_fewer_axes_broadcast(rng):
@@ -77,16 +248,6 @@ def test_weights_of_fewer_axes_broadcast(rng):
     )
 
 
-def test_nothing_seen_is_zero_and_reset_forgets(batches):
-    y, z, _, _ = batches
-    metric = BalancedAccuracy(K)
-    assert float(metric.result()) == 0.0
-    metric.update_state(y, z)
-    assert float(metric.result()) > 0.0
-    metric.reset_state()
-    assert float(metric.result()) == 0.0
-
-
 def test_in_fit_and_evaluate(batches):
     y, z, _, _ = batches
     model = keras.Sequential([keras.Input((K,)), keras.layers.Dense(K)])
@@ -97,19 +258,28 @@ def test_in_fit_and_evaluate(batches):
     )
     history = model.fit(z, y, validation_data=(z, y), batch_size=32, verbose=2).history
     predicted = model.predict(z, verbose=0).argmax(-1)
-    recalls = recall_score(y, predicted, labels=range(K), average=None, zero_division=0)
-    assert history["val_balanced_accuracy"][-1] == pytest.approx(recalls[[0, 1, 2, 4]].mean())
-    assert history["val_first"][-1] == pytest.approx(recalls[1])
-    np.testing.assert_allclose(history["val_class_recall"][-1], recalls, atol=1e-6)
+    expected = recall_score(y, predicted, labels=range(K), average=None, zero_division=0)
+    assert history["val_balanced_accuracy"][-1] == pytest.approx(expected[[0, 1, 2, 4]].mean())
+    assert history["val_first"][-1] == pytest.approx(expected[1])
+    np.testing.assert_allclose(history["val_class_recall"][-1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("metric_class", "arguments"), [(BalancedAccuracy, {}), (ClassRecall, {"class_id": 2})]
+    ("metric_class", "arguments"),
+    [
+        (BalancedAccuracy, {"num_classes": 3}),
+        (ClassRecall, {"num_classes": 3, "class_id": 2}),
+        (WorstClassRecall, {"num_classes": 3}),
+        (GeometricMeanRecall, {"num_classes": 3}),
+        (ShotRecall, {"counts": [9.0, 5.0], "group": "few", "thresholds": [7, 6]}),
+        (ClassCalibrationError, {"num_classes": 3, "num_bins": 4, "from_logits": True}),
+        (BinaryBalancedAccuracy, {"threshold": 0.5}),
+    ],
 )
 def test_config_round_trip(metric_class, arguments):
     # JAX has no float64 unless it is switched on.
     dtype = "bfloat16" if keras.backend.backend() == "jax" else "float64"
-    arguments = {"num_classes": 3, "name": "other", "dtype": dtype, **arguments}
+    arguments = {"name": "other", "dtype": dtype, "ignore_class": -1, **arguments}
     config = json.loads(json.dumps(metric_class(**arguments).get_config()))
     assert config == arguments
     assert metric_class.from_config(config).get_config() == config

@@ -6,6 +6,7 @@ import pytest
 
 mpl.use("Agg")
 from matplotlib import pyplot
+from sklearn import calibration, metrics
 
 from keras_balanced import plots
 
@@ -37,3 +38,31 @@ def test_many_classes_as_lines():
     recalls = np.linspace(1, 0, 100)
     axes = plots.class_recalls({"ce": recalls})
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), recalls)
+
+
+def test_confusion_matrix_is_scikit_learns(rng):
+    labels, predicted = rng.integers(0, 4, (2, 100))
+    ax = plots.confusion_matrix(labels, predicted, class_names=list("abcd"))
+    expected = metrics.confusion_matrix(labels, predicted, normalize="true")
+    np.testing.assert_allclose(ax.images[0].get_array(), expected)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list("abcd")
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted"), [([0, 2], [0, 1]), ([0, 1], [0, -1]), ([0, 1], [0])]
+)
+def test_confusion_matrix_refuses(labels, predicted):
+    with pytest.raises(ValueError, match=r"must be classes in \[0, 2\)"):
+        plots.confusion_matrix(labels, predicted, class_names=["a", "b"])
+
+
+def test_reliability_diagram_is_scikit_learns(rng):
+    probabilities = rng.dirichlet(np.ones(3), 500)
+    labels = rng.integers(0, 3, 500)
+    _, ax = pyplot.subplots()
+    assert plots.reliability_diagram({"a": probabilities}, labels, 10, ax) is ax
+    observed, predicted = calibration.calibration_curve(
+        np.eye(3)[labels].ravel(), probabilities.ravel(), n_bins=10
+    )
+    np.testing.assert_allclose(ax.lines[1].get_xdata(), predicted)
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), observed)

@@ -1,0 +1,87 @@
+"""Keras callbacks that look at every class."""
+
+import keras
+import numpy as np
+
+from keras_balanced import layers, metrics, validation
+
+
+class PerClassReport(keras.callbacks.Callback):
+    """Prints the classes with the worst recalls at the end of each epoch.
+
+    Args:
+        validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or their batches: a
+            `tf.data.Dataset`, `keras.utils.PyDataset` or PyTorch `DataLoader` that can be read
+            again each epoch.
+        class_names: Name of each class, `K` of them. `None` is their numbers.
+        num_classes_shown: How many classes to print, at least 1. Defaults to 5.
+        ignore_class: Integer label that is not counted.
+
+    Raises:
+        ValueError: for bad arguments, or names that do not fit the model's outputs.
+
+    Example:
+
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")]
+    ... )
+    >>> model.compile(keras.optimizers.SGD(1e-3), "mse")
+    >>> x, y = np.array([[3.0, 1.0], [2.0, 0.0]], "float32"), np.array([0, 1])
+    >>> report = PerClassReport((x, y), class_names=["healthy", "ill"])
+    >>> _ = model.fit(x, np.eye(2)[y], callbacks=[report], verbose=0)
+    Epoch 1: the worst of 2 classes
+      recall 0.000  ill
+      recall 1.000  healthy
+    """
+
+    def __init__(self, validation_data, class_names=None, num_classes_shown=5, ignore_class=None):
+        super().__init__()
+        if iter(validation_data) is validation_data:
+            raise ValueError(
+                "`validation_data` must be arrays or batches that can be read each epoch. "
+                f"Received: a {type(validation_data).__name__}, which can be read once"
+            )
+        self.validation_data = validation_data
+        self.class_names = None if class_names is None else list(class_names)
+        self.num_classes_shown = validation.check_integer(
+            "num_classes_shown", num_classes_shown, low=1
+        )
+        self.ignore_class = ignore_class
+
+    def on_epoch_end(self, epoch, logs=None):
+        recall = None
+        for x, y, weights in self._batches():
+            y_pred = self.model.predict_on_batch(x)
+            if recall is None:
+                recall = metrics.ClassRecall(self._num_classes(y_pred), None, self.ignore_class)
+            recall.update_state(y, y_pred, weights)
+        if recall is None:
+            raise ValueError("`validation_data` expected at least one batch. Received: none")
+        recalls = keras.ops.convert_to_numpy(recall.result())
+        present = np.flatnonzero(keras.ops.convert_to_numpy(recall.total))
+        worst = present[np.argsort(recalls[present], kind="stable")][: self.num_classes_shown]
+        print(f"Epoch {epoch + 1}: the worst of {len(present)} classes")
+        for class_id in worst:
+            name = class_id if self.class_names is None else self.class_names[class_id]
+            print(f"  recall {recalls[class_id]:.3f}  {name}")
+
+    def _batches(self, batch_size=256):
+        data = self.validation_data
+        if isinstance(data, tuple):
+            arrays = tuple(array for array in data if array is not None)
+            data = (
+                keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)
+                for i in range(0, len(data[1]), batch_size)
+            )
+        for batch in layers.iterate_batches(data):
+            yield keras.utils.unpack_x_y_sample_weight(batch)
+
+    def _num_classes(self, y_pred):
+        num_classes = y_pred.shape[-1]
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(
+                f"`class_names` must have a name for each of the {num_classes} classes. "
+                f"Received: {len(self.class_names)} names"
+            )
+        return num_classes
