@@ -75,6 +75,8 @@ class PerClassReport(keras.callbacks.Callback):
                 for i in range(0, len(data[1]), batch_size)
             )
         for batch in layers.iterate_batches(data):
+            # As arrays: JAX takes no tensors of other libraries.
+            batch = keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
             yield keras.utils.unpack_x_y_sample_weight(batch)
 
     def _num_classes(self, y_pred):

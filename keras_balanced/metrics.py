@@ -237,8 +237,8 @@ class WorstClassRecall(_RecallMetric):
         super().__init__(num_classes, ignore_class, name, dtype)
 
     def result(self):
-        present = ops.not_equal(self.total, 0)
-        worst = ops.min(ops.where(present, self.recalls(), ops.ones_like(self.total)))
+        present, recalls = ops.not_equal(self.total, 0), self.recalls()
+        worst = ops.min(ops.where(present, recalls, ops.ones_like(recalls)))
         return ops.where(ops.any(present), worst, ops.zeros_like(worst))
 
 
@@ -281,8 +281,8 @@ class GeometricMeanRecall(_RecallMetric):
         super().__init__(num_classes, ignore_class, name, dtype)
 
     def result(self):
-        present = ops.not_equal(self.total, 0)
-        logs = ops.log(ops.where(present, self.recalls(), ops.ones_like(self.total)))
+        present, recalls = ops.not_equal(self.total, 0), self.recalls()
+        logs = ops.log(ops.where(present, recalls, ops.ones_like(recalls)))
         mean = ops.exp(self._mean(logs))
         return ops.where(ops.any(present), mean, ops.zeros_like(mean))
 
