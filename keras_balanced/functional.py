@@ -203,7 +203,7 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
         labels = ops.where(ignored, 0, labels)
 
     def of_class(vector):
-        return ops.take(_like(logits, vector), ops.clip(labels, 0, len(vector) - 1))
+        return ops.take(_like(logits, vector), labels)
 
     if surrogate.margins is not None:
         logits = logits * of_class(1.0 / surrogate.margins)[..., None]
@@ -214,9 +214,10 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
     )
     if surrogate.weights is not None:
         losses = losses * of_class(surrogate.weights)
-    # JAX would give a label out of range the loss 0 (TensorFlow and PyTorch raise on a CPU).
-    valid = ops.logical_and(labels >= 0, labels < len(surrogate.priors))
-    losses = losses * ops.where(valid, _like(logits, 1.0), _like(logits, np.nan))
+    if keras.backend.backend() == "jax":
+        # It gives a label out of range the loss 0; the others raise, or give NaN themselves.
+        valid = ops.logical_and(labels >= 0, labels < len(surrogate.priors))
+        losses = ops.where(valid, losses, np.nan)
     return losses if ignored is None else ops.where(ignored, _like(logits, 0.0), losses)
 
 
