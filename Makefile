@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# All three backends of Keras. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
+BACKENDS := .venv-backends
+TORCH ?= torch
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test clean
+.PHONY: demo test test-backends clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 \
@@ -14,12 +17,23 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
+
+test-backends: $(BACKENDS)/installed
+	for backend in tensorflow jax torch; do \
+		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 || exit 1; \
+	done
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[all,dev]"
 	touch $@
 
+$(BACKENDS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(BACKENDS)
+	$(BACKENDS)/bin/pip install --quiet "$(TORCH)"
+	$(BACKENDS)/bin/pip install --quiet --editable ".[all,jax,dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV) $(BACKENDS) results

@@ -203,7 +203,8 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
         labels = ops.where(ignored, 0, labels)
 
     def of_class(vector):
-        return ops.take(_like(logits, vector), labels)
+        # Clipped, to leave the word on a label out of range to the cross-entropy: it names it.
+        return ops.take(_like(logits, vector), ops.clip(labels, 0, len(vector) - 1))
 
     if surrogate.margins is not None:
         logits = logits * of_class(1.0 / surrogate.margins)[..., None]

@@ -32,7 +32,7 @@ def test_main_job(main_job, tmp_path, capsys):
     assert "balanced_accuracy" in printed  # Keras's progress bar
     table = printed[printed.index("Test set") :].splitlines()
     assert table[1].split() == (
-        ["loss", "balanced", "accuracy", "worst", "class", "many", "medium", "few"]
+        "loss balanced by posterior accuracy worst class many medium few".split()
     )
     assert [line.split()[0] for line in table[2:4]] == ["ce", "gla"]
     runs = [json.loads(line) for line in output.read_text().splitlines()]
@@ -79,9 +79,15 @@ def test_bad_arguments_fail_before_data_is_loaded(
 
 
 def test_empty_group_is_a_dash(main_job):
-    result = {"recalls": [0.9, 0.5], "class_counts": [500, 101], "test_counts": [10, 30]}
+    result = {
+        "recalls": [0.9, 0.5],
+        "recalls_of_posterior": [0.9, 0.7],
+        "class_counts": [500, 101],
+        "test_counts": [10, 30],
+    }
     assert main_job.table_row(result) == {
         "balanced": "70.0",
+        "by posterior": "80.0",
         "accuracy": "60.0",
         "worst class": "50.0",
         "many": "70.0",
