@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 mpl.use("Agg")
@@ -134,3 +135,53 @@ def test_readme_runs_as_written(capsys):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["classes"].shape == (500,)
+
+
+def test_tabular(tmp_path, capsys):
+    picture = tmp_path / "new" / "trade_off.png"
+    arguments = ["--seeds", "1", "--epochs", "4", "--imbalance-ratio", "50", "--examples", "4000"]
+    tabular = example("tabular")
+    tabular.main([*arguments, "--picture", str(picture)])
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if "One positive to 50 negatives" in line)
+    rows = {line[:15].strip(): line[15:].split() for line in lines[start + 2 : start + 8]}
+    assert list(rows) == list(tabular.WAYS)
+    balanced, recall, accuracy = (float(cell) for cell in rows["GLA"])
+    assert balanced > 60
+    assert accuracy < float(rows["cross-entropy"][2])
+    assert recall > float(rows["cross-entropy"][1])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_oversampling_balances(rng):
+    x = rng.standard_normal((2000, 2))
+    y = (np.arange(2000) < 20).astype(int)
+    drawn, labels = example("tabular").oversample(x, y, rng)
+    assert 0.45 < labels.mean() < 0.55
+    assert len(drawn) == 2000
+
+
+def test_segmentation(capsys):
+    segmentation = example("segmentation")
+    segmentation.main(["--images", "32", "--epochs", "1", "--seeds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:15].strip() for line in lines[-6:]] == list(segmentation.WAYS)
+    cells = [float(cell) for line in lines[-6:] for cell in line[15:].split()]
+    assert len(cells) == 18
+    assert all(0 <= cell <= 100 for cell in cells)
+    _, labels = segmentation.make_images(200, seed=0)
+    assert 0 < (labels == segmentation.RARE).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("tabular", ["--seeds", "0"], "`seeds` must be at least 1. Received: 0"),
+        ("tabular", ["--imbalance-ratio", "0.5"], "`imbalance_ratio` must be at least 1"),
+        ("segmentation", ["--epochs", "0"], "`epochs` must be at least 1. Received: 0"),
+    ],
+)
+def test_bad_arguments(name, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        example(name).main(arguments)
+    assert message in capsys.readouterr().err

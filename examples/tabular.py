@@ -1,0 +1,169 @@
+"""Rare events in a table: six ways to train the same network on one positive in hundreds.
+
+    python examples/tabular.py --imbalance-ratio 100 1000
+
+Generated data (scikit-learn) with one positive to `--imbalance-ratio` negatives. Prints balanced
+accuracy, recall and accuracy of each way, mean and standard error over seeds, and draws what
+`target_priors` trades: balanced accuracy against accuracy, from one to the other.
+"""
+
+import argparse
+import pathlib
+
+import keras
+import numpy as np
+from sklearn.datasets import make_classification
+from sklearn.preprocessing import StandardScaler
+
+from keras_balanced import BinaryBalancedAccuracy, BinaryGCALoss, BinaryGLALoss
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def load(imbalance_ratio, num_train, seed):
+    """Returns train and test arrays and the rate of positives among the train labels."""
+    x, y = make_classification(
+        6 * num_train,
+        n_features=20,
+        n_informative=8,
+        n_clusters_per_class=4,
+        weights=[imbalance_ratio / (imbalance_ratio + 1)],
+        flip_y=0.0,
+        random_state=seed,
+    )
+    scaler = StandardScaler().fit(x[:num_train])
+    x = scaler.transform(x).astype("float32")
+    train, test = (x[:num_train], y[:num_train]), (x[num_train:], y[num_train:])
+    return train, test, float(y[:num_train].mean())
+
+
+def cross_entropy():
+    return keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+def oversample(x, y, rng):
+    """Draws as many examples again, half of them positive."""
+    weights = np.where(y == 1, 0.5 / y.sum(), 0.5 / (y == 0).sum())
+    chosen = rng.choice(len(y), len(y), p=weights)
+    return x[chosen], y[chosen]
+
+
+# Each way: the loss for a rate of positives, and what else `fit` gets.
+WAYS = {
+    "cross-entropy": (lambda rate: cross_entropy(), None),
+    "class_weight": (lambda rate: cross_entropy(), "class_weight"),
+    "focal": (lambda rate: keras.losses.BinaryFocalCrossentropy(from_logits=True), None),
+    "oversampling": (lambda rate: cross_entropy(), "oversample"),
+    "GLA": (lambda rate: BinaryGLALoss(rate), None),
+    "GCA": (lambda rate: BinaryGCALoss(rate), None),
+}
+
+
+def train(loss, train_data, extra, rate, args, seed):
+    """Returns a network trained with a loss."""
+    keras.utils.set_random_seed(seed)
+    x, y = train_data
+    class_weight = None
+    if extra == "class_weight":
+        class_weight = {0: 0.5 / (1.0 - rate), 1: 0.5 / rate}
+    elif extra == "oversample":
+        x, y = oversample(x, y, np.random.default_rng(seed))
+    hidden = [keras.layers.Dense(64, activation="relu") for _ in range(2)]
+    model = keras.Sequential([keras.Input((x.shape[1],)), *hidden, keras.layers.Dense(1)])
+    model.compile("adam", loss)
+    model.fit(x, y, args.batch_size, args.epochs, class_weight=class_weight, verbose=0)
+    return model
+
+
+def evaluate(model, x, y):
+    logits = model.predict(x, batch_size=8192, verbose=0)[:, 0]
+    metric = BinaryBalancedAccuracy()
+    metric.update_state(y, logits)
+    return {
+        "balanced accuracy": float(metric.result()),
+        "recall": float((logits[y == 1] > 0).mean()),
+        "accuracy": float(((logits > 0) == y).mean()),
+    }
+
+
+def print_table(results):
+    columns = list(next(iter(results.values()))[0])
+    print(f"{'':<15}" + "".join(f"{column:>20}" for column in columns))
+    for name, runs in results.items():
+        cells = []
+        for column in columns:
+            values = 100 * np.array([run[column] for run in runs])
+            cell = f"{values.mean():.1f}"
+            if len(values) > 1:
+                cell += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}"
+            cells.append(cell)
+        print(f"{name:<15}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+
+
+def draw(trade_offs, path):
+    """Draws balanced accuracy against accuracy, a line for each imbalance ratio."""
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(layout="constrained")
+    for ratio, points in trade_offs.items():
+        accuracy = [100 * point["accuracy"] for point in points]
+        balanced = [100 * point["balanced accuracy"] for point in points]
+        ax.plot(accuracy, balanced, "o-", label=f"1 : {ratio:g}")
+        for alpha, *where in zip(ALPHAS, accuracy, balanced, strict=True):
+            ax.annotate(f"{alpha:g}", where, xytext=(4, 4), textcoords="offset points")
+    ax.set_xlabel("accuracy, %")
+    ax.set_ylabel("balanced accuracy, %")
+    ax.set_title("BinaryGLALoss with target_priors = priors ** alpha")
+    ax.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--imbalance-ratio", type=float, nargs="+", default=[100.0, 1000.0])
+    parser.add_argument("--examples", type=int, default=40_000, help="to train with")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--picture", type=pathlib.Path, default="results/trade_off.png")
+    args = parser.parse_args(argv)
+    for name in ("examples", "seeds", "epochs", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"`{name}` must be at least 1. Received: {getattr(args, name)}")
+    if not all(1 <= ratio <= args.examples / 20 for ratio in args.imbalance_ratio):
+        parser.error(
+            "`imbalance_ratio` must be at least 1 and at most a twentieth of the examples. "
+            f"Received: {args.imbalance_ratio} with {args.examples} examples"
+        )
+    return args
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    trade_offs = {}
+    for ratio in args.imbalance_ratio:
+        results = {name: [] for name in WAYS}
+        for seed in range(args.seeds):
+            train_data, test_data, rate = load(ratio, args.examples, seed)
+            for name, (loss, extra) in WAYS.items():
+                model = train(loss(rate), train_data, extra, rate, args, seed)
+                results[name].append(evaluate(model, *test_data))
+        print(f"\nOne positive to {ratio:g} negatives, {args.seeds} seeds, % on test data")
+        print_table(results)
+        train_data, test_data, rate = load(ratio, args.examples, seed=0)
+        trade_offs[ratio] = []
+        for alpha in ALPHAS:
+            target = rate**alpha / (rate**alpha + (1.0 - rate) ** alpha)
+            loss = BinaryGLALoss(rate, target_priors=target)
+            model = train(loss, train_data, None, rate, args, seed=0)
+            trade_offs[ratio].append(evaluate(model, *test_data))
+    draw(trade_offs, args.picture)
+    print(f"\nPicture: {args.picture}")
+
+
+if __name__ == "__main__":
+    main()
