@@ -35,7 +35,7 @@ __all__ = [
     "gla_loss",
 ]
 
-_ON_DEMAND = ("callbacks", "datasets", "models", "plots")
+_ON_DEMAND = ("callbacks", "datasets", "models", "plots", "serving")
 
 
 def __getattr__(name):

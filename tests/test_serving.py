@@ -1,0 +1,601 @@
+"""What is exported answers with the posterior; temperature and class mix are found again."""
+
+import json
+import pathlib
+import threading
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from scipy import optimize, special
+
+from keras_balanced import (
+    BinaryGCALoss,
+    BinaryGLALoss,
+    ClassPrior,
+    GCALoss,
+    GLALoss,
+    datasets,
+    plots,
+    serving,
+)
+
+exports = pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="Keras does not export from the PyTorch backend"
+)
+pytestmark = pytest.mark.filterwarnings(
+    # Keras itself passes it to JAX.
+    "ignore:The `native_serialization` parameter is deprecated:DeprecationWarning",
+    # JAX's converter, used as Keras uses it.
+    "ignore:jax2tf:DeprecationWarning",
+)
+PRIORS = [0.7, 0.2, 0.1]
+LOSSES = {
+    "gla": lambda: GLALoss(PRIORS, q=0.3),
+    "gca": lambda: GCALoss(PRIORS, target_priors=[1, 2, 3]),
+    "weighted": lambda: GCALoss(PRIORS, q=0.2, margins=None),
+}
+MIXES = {"target of the loss": None, "training": PRIORS, "counts": [10, 30, 60]}
+
+
+def linear_model(num_classes=3, **kwargs):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(num_classes, **kwargs)])
+
+
+def load(version):
+    import tensorflow as tf
+
+    served = tf.saved_model.load(str(version))
+
+    def ask(signature, **inputs):
+        inputs = {name: tf.constant(values) for name, values in inputs.items()}
+        outputs = served.signatures[signature](**inputs)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    ask.served = served
+    return ask
+
+
+def numpy_posterior(loss, logits, target=None):
+    return ops.convert_to_numpy(loss.posterior(logits, target_priors=target))
+
+
+@exports
+@pytest.mark.parametrize("name", LOSSES)
+def test_signatures_answer_with_the_posterior(name, tmp_path, rng):
+    loss, model = LOSSES[name](), linear_model()
+    x = rng.normal(size=(9, 4)).astype("float32")
+    logits = model.predict(x, verbose=0)
+    names = ["head", "body", "täil"]
+    for mix in MIXES.values():
+        ask = load(serving.export(model, tmp_path, loss, names, mix))
+        answer = ask("serving_default", inputs=x)
+        expected = numpy_posterior(loss, logits, mix)
+        np.testing.assert_allclose(answer["probabilities"], expected, rtol=2e-5)
+        np.testing.assert_allclose(answer["logits"], logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(answer["class_id"], expected.argmax(axis=-1))
+        assert answer["class_name"].tolist() == [names[k].encode() for k in answer["class_id"]]
+    assert set(ask.served.signatures) == {"serving_default", "with_priors", "raw"}
+    raw = ask("raw", inputs=x)
+    assert set(raw) == {"logits"}
+    np.testing.assert_array_equal(raw["logits"], answer["logits"])
+
+    mixes = rng.dirichlet(np.ones(3), 9).astype("float32")
+    mixes[0] = [0.0, 0.5, 0.5]
+    answer = ask("with_priors", inputs=x, target_priors=mixes)
+    np.testing.assert_array_equal(answer["probabilities"][0, 0], 0.0)
+    for i in range(1, 9):
+        expected = numpy_posterior(loss, logits[i : i + 1], mixes[i])
+        np.testing.assert_allclose(answer["probabilities"][i : i + 1], expected, rtol=2e-5)
+    one = ask("with_priors", inputs=x, target_priors=np.array([[10, 30, 60]], "float32"))
+    np.testing.assert_allclose(
+        one["probabilities"], ask("serving_default", inputs=x)["probabilities"], rtol=1e-5
+    )
+
+    for batch in (1, 128):
+        x = rng.normal(size=(batch, 4)).astype("float32")
+        np.testing.assert_allclose(
+            ask("serving_default", inputs=x)["probabilities"],
+            numpy_posterior(loss, model.predict(x, verbose=0), mix),
+            rtol=2e-4,
+        )
+
+
+@exports
+def test_bad_mix_is_an_error_of_the_request(tmp_path):
+    import tensorflow as tf
+
+    ask = load(serving.export(linear_model(), tmp_path, GLALoss(PRIORS)))
+    x = np.zeros((1, 4), "float32")
+    for mix in ([-1, 1, 1], [0, 0, 0], [np.nan, 1, 1], [np.inf, 1, 1]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="must be a class mix"):
+            ask("with_priors", inputs=x, target_priors=np.array([mix], "float32"))
+
+
+@exports
+def test_temperature_divides_the_log_posterior_before_the_mix_changes(tmp_path, rng):
+    loss, model = GLALoss(PRIORS, q=0.3), linear_model()
+    x = rng.normal(size=(9, 4)).astype("float32")
+    ask = load(serving.export(model, tmp_path, loss, target_priors=[1, 2, 3], temperature=2.5))
+    expected = numpy_posterior(loss, model.predict(x, verbose=0)) ** (1 / 2.5) * [1, 2, 3]
+    expected /= expected.sum(axis=-1, keepdims=True)
+    answer = ask("serving_default", inputs=x)
+    np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-5)
+    assert answer["class_name"].tolist() == [str(k).encode() for k in answer["class_id"]]
+
+
+@exports
+@pytest.mark.parametrize("loss", [BinaryGLALoss(0.1, q=0.2), BinaryGCALoss(0.1)])
+def test_one_logit_has_two_classes(loss, tmp_path, rng):
+    model = linear_model(1)
+    x = rng.normal(size=(9, 4)).astype("float32")
+    ask = load(serving.export(model, tmp_path, loss, ["no", "yes"], target_priors=0.3))
+    logits = model.predict(x, verbose=0)
+    answer = ask("serving_default", inputs=x)
+    positive = numpy_posterior(loss, logits, 0.3)
+    np.testing.assert_allclose(answer["probabilities"][:, 1:], positive, rtol=1e-4)
+    np.testing.assert_allclose(answer["probabilities"].sum(axis=-1), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(answer["class_id"], positive[:, 0] > 0.5)
+    np.testing.assert_allclose(answer["logits"], logits, rtol=1e-5, atol=1e-6)
+    moved = ask("with_priors", inputs=x, target_priors=np.array([[0.7, 0.3]], "float32"))
+    np.testing.assert_allclose(moved["probabilities"], answer["probabilities"], rtol=1e-4)
+
+
+@exports
+def test_sequences_of_any_length(tmp_path, rng):
+    model = keras.Sequential([keras.Input((None, 4)), keras.layers.Dense(3)])
+    loss = GCALoss(PRIORS)
+    ask = load(serving.export(model, tmp_path, loss))
+    for shape in [(2, 5, 4), (3, 7, 4)]:
+        x = rng.normal(size=shape).astype("float32")
+        mixes = rng.dirichlet(np.ones(3), len(x)).astype("float32")
+        answer = ask("with_priors", inputs=x, target_priors=mixes)
+        assert answer["class_name"].shape == shape[:2]
+        for i, mix in enumerate(mixes):
+            expected = numpy_posterior(loss, model.predict(x, verbose=0)[i], mix)
+            np.testing.assert_allclose(answer["probabilities"][i], expected, rtol=1e-4)
+
+
+@exports
+def test_half_precision_answers_in_float32(tmp_path):
+    model = linear_model(dtype="mixed_bfloat16")
+    answer = load(serving.export(model, tmp_path, GLALoss(PRIORS)))(
+        "serving_default", inputs=np.ones((2, 4), "float32")
+    )
+    assert answer["probabilities"].dtype == answer["logits"].dtype == np.float32
+
+
+@exports
+@pytest.mark.parametrize("structure", [list, dict])
+def test_several_inputs_go_by_name_and_preprocessing_stays(structure, tmp_path, rng):
+    amount = keras.Input((1,), name="amount")
+    inputs = [amount, keras.Input((3,), name="code", dtype="int32")]
+    normalization = keras.layers.Normalization()
+    normalization.adapt(rng.normal(5.0, 3.0, (50, 1)))
+    codes = keras.layers.Flatten()(keras.layers.Embedding(10, 2)(inputs[1]))
+    features = [normalization(amount), codes]
+    x = {
+        "amount": rng.normal(size=(6, 1)).astype("float32"),
+        "code": rng.integers(0, 10, (6, 3)).astype("int32"),
+    }
+    if keras.backend.backend() == "tensorflow":  # The only backend with string tensors.
+        inputs.append(keras.Input((1,), name="country", dtype="string"))
+        lookup = keras.layers.StringLookup(vocabulary=["no", "se"], output_mode="one_hot")
+        features.append(lookup(inputs[2]))
+        x["country"] = np.array([["no"], ["se"], ["dk"]] * 2)
+    outputs = keras.layers.Dense(3)(keras.layers.Concatenate()(features))
+    if structure is dict:
+        inputs = {tensor.name: tensor for tensor in inputs}
+    model = keras.Model(inputs, outputs)
+    ask = load(serving.export(model, tmp_path, GLALoss(PRIORS)))
+    answer = ask("serving_default", **x)
+    given = {name: ops.convert_to_tensor(values) for name, values in x.items()}
+    logits = ops.convert_to_numpy(model(given))
+    np.testing.assert_allclose(answer["logits"], logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        answer["probabilities"], numpy_posterior(GLALoss(PRIORS), logits), rtol=1e-4
+    )
+
+
+@exports
+def test_compiled_loss_of_a_loaded_model(tmp_path, rng):
+    """Nothing but the file: no `Input`, the loss compiled in, and a fixed batch before."""
+    x = rng.normal(size=(32, 2, 2)).astype("float32")
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
+    model.compile("sgd", loss=GLALoss(PRIORS, q=0.3))
+    model.fit(x, rng.integers(0, 3, 32), verbose=0)
+    model.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    answer = load(serving.export(model, tmp_path / "served"))("serving_default", inputs=x[:5])
+    expected = numpy_posterior(GLALoss(PRIORS, q=0.3), model.predict(x[:5], verbose=0))
+    np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4)
+
+
+@exports
+def test_probabilities_go_through_their_logarithm(tmp_path, rng):
+    model = linear_model(activation="softmax")
+    loss = GLALoss(PRIORS, from_logits=False)
+    x = rng.normal(size=(9, 4)).astype("float32")
+    answer = load(serving.export(model, tmp_path, loss))("serving_default", inputs=x)
+    probabilities = model.predict(x, verbose=0)
+    np.testing.assert_allclose(
+        answer["probabilities"], numpy_posterior(loss, probabilities), rtol=1e-4
+    )
+    np.testing.assert_allclose(special.softmax(answer["logits"], -1), probabilities, rtol=1e-4)
+
+
+@exports
+def test_versions(tmp_path):
+    model, path = linear_model(), tmp_path / "new" / "model"
+    first = serving.export(model, path, GLALoss(PRIORS), list("abc"), [1, 1, 2], temperature=1.5)
+    assert first == path / "1"
+    before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
+    classes = json.loads((first / "assets.extra" / "classes.json").read_text())
+    assert classes["class_names"] == ["a", "b", "c"]
+    assert classes["training_priors"] == pytest.approx(PRIORS)
+    assert classes["target_priors"] == [0.25, 0.25, 0.5]
+    assert classes["temperature"] == 1.5
+    loss = keras.saving.deserialize_keras_object(classes["loss"])
+    assert loss.get_config() == GLALoss(PRIORS).get_config()
+
+    for name in ("007", "notes", ".hidden"):
+        (path / name).mkdir()
+    assert serving.export(model, path, GLALoss(PRIORS)).name == "8"
+    assert {file: file.read_bytes() for file in before} == before
+    assert {child.name for child in path.iterdir()} == {"1", "8", "007", "notes", ".hidden"}
+
+
+def test_a_version_that_another_export_took_is_left_alone(tmp_path, monkeypatch):
+    for name in ("1", "2", "saved"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_text(name)
+    with monkeypatch.context() as patch:
+        # As if the others had come after the look at what is there.
+        patch.setattr(pathlib.Path, "iterdir", lambda self: iter(()))
+        version = serving._rename_to_next_version(tmp_path / "saved", tmp_path)
+    assert version.name == "3"
+    assert [(tmp_path / name / "saved_model.pb").read_text() for name in "123"] == [
+        "1",
+        "2",
+        "saved",
+    ]
+
+
+@exports
+def test_a_reader_never_sees_half_a_model(tmp_path):
+    seen, stop = [], threading.Event()
+
+    def read():
+        while not stop.is_set():
+            for version in tmp_path.glob("[0-9]*"):
+                seen.append({file.name for file in version.rglob("*")})
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        serving.export(linear_model(), tmp_path, GLALoss(PRIORS))
+        serving.export(linear_model(), tmp_path, GLALoss(PRIORS))
+    finally:
+        stop.set()
+        reader.join()
+    assert seen
+    assert all({"saved_model.pb", "variables.index", "classes.json"} <= files for files in seen)
+
+
+@exports
+def test_a_failed_export_leaves_nothing(tmp_path):
+    class Refuses(keras.layers.Layer):
+        def call(self, inputs, training=None):
+            if training is False:
+                raise RuntimeError("not today")
+            return inputs
+
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Refuses()(inputs))
+    with pytest.raises(RuntimeError, match="not today"):
+        serving.export(model, tmp_path / "new" / "model", GLALoss(PRIORS))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+def two_inputs(*names):
+    inputs = [keras.Input((3,), name=name) for name in names]
+    return keras.Model(inputs, keras.layers.Add()(inputs))
+
+
+def two_outputs():
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, [inputs + 1, inputs + 2])
+
+
+def soft_end(layer):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), layer])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"model": keras.Sequential([keras.layers.Dense(3)])},
+            "`model` must be a built Functional",
+        ),
+        ({"model": Subclassed()}, "`model` must be a built Functional or Sequential model"),
+        ({"model": two_outputs()}, "`model` must have one output, the logits. Received: 2"),
+        ({"model": two_inputs("a", None)}, "Name each of several inputs"),
+        ({"model": two_inputs("a", "target_priors")}, "and none `target_priors`"),
+        ({"model": linear_model(2)}, "last axis of `y_pred` must have the 3 classes"),
+        ({"model": linear_model(activation="softmax")}, "`model` must give logits"),
+        ({"model": soft_end(keras.layers.Softmax())}, "`model` must give logits"),
+        ({"model": soft_end(keras.layers.Activation("sigmoid"))}, "`model` must give logits"),
+        ({"model": soft_end(keras.Sequential([keras.layers.Softmax()]))}, "must give logits"),
+        ({"model": linear_model(), "loss": BinaryGLALoss(0.1)}, "must have one logit an example"),
+        ({"loss": None}, "`loss` must be the loss of keras_balanced .* the compiled loss=None"),
+        ({"loss": "mse"}, "`loss` must be the loss of keras_balanced"),
+        ({"loss": BinaryGLALoss([0.1, 0.2, 0.3])}, "must have one class an example"),
+        ({"class_names": ["a", "b"]}, "`class_names` must be 3 strings.* Received: 2"),
+        ({"class_names": ["a", "b", 3]}, "`class_names` must be 3 strings"),
+        ({"class_names": ["a", "b", "a"]}, r"must be different. Received: \['a'\] repeated"),
+        ({"target_priors": [1, 2]}, "`target_priors` must have one number for each of the 3"),
+        ({"target_priors": [1, 2, -3]}, "`target_priors` must be positive"),
+        ({"temperature": 0}, r"`temperature` must be in \[0.01, 100\). Received: temperature=0"),
+        ({"temperature": "hot"}, "`temperature` must be in"),
+    ],
+)
+def test_bad_arguments(arguments, message, tmp_path):
+    defaults = {"model": linear_model(), "path": tmp_path / "model", "loss": GLALoss(PRIORS)}
+    with pytest.raises(ValueError, match=message):
+        serving.export(**{**defaults, **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+@exports
+@pytest.mark.parametrize("path", ["file", "file/model", "/dev/null/model", "/proc/model"])
+def test_bad_path(path, tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(ValueError, match="`path` must be a directory that can be written"):
+        serving.export(linear_model(), tmp_path / path, GLALoss(PRIORS))
+    assert (tmp_path / "file").read_text() == "here"
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="TensorFlow and JAX do export")
+def test_torch_is_refused(tmp_path):
+    with pytest.raises(
+        RuntimeError, match=r"cannot export a SavedModel .* KERAS_BACKEND=tensorflow"
+    ):
+        serving.export(linear_model(), tmp_path / "model", GLALoss(PRIORS))
+    assert list(tmp_path.iterdir()) == []
+
+
+CENTRES = np.array([[2.0, 0.0], [0.0, 2.0], [-1.5, -1.5]])
+
+
+def gaussians(counts, rng):
+    y = np.repeat(np.arange(3), counts)
+    return (CENTRES[y] + rng.normal(size=(len(y), 2))).astype("float32"), y
+
+
+def bayes_model(scale=1.0):
+    """Logits that are the log-likelihoods of `CENTRES`, times `scale`: a minimiser of GLA."""
+    dense = keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    dense.set_weights([scale * CENTRES.T, -scale * (CENTRES**2).sum(axis=-1) / 2])
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_temperature_is_found_again(temperature, rng):
+    x, y = gaussians([4000, 1000, 300], rng)
+    found = serving.calibrate(bayes_model(temperature), GLALoss([4000, 1000, 300]), (x, y))
+    assert found.temperature == pytest.approx(temperature, rel=0.1)
+    for name, after in found.after.items():
+        assert after < found.before[name]
+    # Under the mix of the held-out data the probabilities are right without any weights.
+    np.testing.assert_allclose(
+        found.probabilities["after"].mean(axis=0), np.bincount(y) / len(y), atol=0.01
+    )
+    np.testing.assert_array_equal(found.labels, y)
+
+
+def test_calibration_against_an_oracle(rng):
+    x, y = gaussians([400, 100, 30], rng)
+    loss, model = GCALoss([400, 100, 30], target_priors=[1, 1, 2]), bayes_model(2.0)
+    found = serving.calibrate(model, loss, (x, y))
+    log_p = np.log(numpy_posterior(loss, model.predict(x, verbose=0)).astype("float64"))
+
+    def balanced_nll(temperature):
+        z = log_p / temperature
+        nll = special.logsumexp(z, axis=-1) - z[np.arange(len(y)), y]
+        return np.average([nll[y == k].mean() for k in range(3)], weights=[1, 1, 2])
+
+    best = optimize.minimize_scalar(balanced_nll, bounds=(0.1, 10), method="bounded")
+    assert found.temperature == pytest.approx(best.x, rel=1e-3)
+    assert found.before["negative_log_likelihood"] == pytest.approx(balanced_nll(1.0), rel=1e-5)
+    assert found.after["negative_log_likelihood"] == pytest.approx(best.fun, rel=1e-5)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return tuple(array[index::4] for array in self.arrays)
+
+
+def test_every_form_of_held_out_data_calibrates_the_same(rng):
+    x, y = gaussians([40, 20, 10], rng)
+    model, loss = bayes_model(2.0), GLALoss([40, 20, 10])
+    expected = serving.calibrate(model, loss, (x, y))
+    odd = np.concatenate([y, np.full(7, 255)]), np.concatenate([x, x[:7]])
+    weights = np.r_[np.ones(len(y)), np.zeros(7)]
+    forms = [
+        (loss, (x, np.eye(3)[y])),
+        (loss, (x, y[:, None], np.full(len(y), 3.0))),
+        (loss, (odd[1], np.minimum(odd[0], 2), weights)),
+        (GLALoss([40, 20, 10], ignore_class=255), (odd[1], odd[0])),
+        (loss, Batches(x, y)),
+        (loss, Batches(x, y, np.ones(len(y)))),
+    ]
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        forms.append((loss, tf.data.Dataset.from_tensor_slices((x, y)).batch(16)))
+    for same_loss, data in forms:
+        found = serving.calibrate(model, same_loss, data)
+        assert found.temperature == pytest.approx(expected.temperature, rel=1e-4)
+        assert found.after == pytest.approx(expected.after, rel=1e-3)
+    model.compile(loss=loss)
+    assert serving.calibrate(model, None, (x, y)).temperature == expected.temperature
+
+
+def test_one_logit_calibrates_as_two(rng):
+    z = rng.normal(size=(500, 1)).astype("float32")
+    y = (rng.random((500, 1)) < special.expit(z)).astype("int64")
+    one = keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(3.0)])
+    two = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(3.0)])
+    found = serving.calibrate(one, BinaryGLALoss(0.2), (z, y))
+    expected = serving.calibrate(two, GLALoss([0.8, 0.2]), (np.c_[0 * z, z], y))
+    assert found.temperature == pytest.approx(expected.temperature, rel=1e-4)
+
+
+def test_sequences_calibrate_at_each_position(rng):
+    x, y = gaussians([40, 20, 10], rng)
+    order = rng.permutation(len(y))
+    x, y = x[order], y[order]
+    inputs = keras.Input((7, 2))
+    flat = bayes_model(2.0)
+    model = keras.Model(inputs, flat.layers[-1](inputs))
+    found = serving.calibrate(model, GLALoss([4, 2, 1]), (x.reshape(10, 7, 2), y.reshape(10, 7)))
+    expected = serving.calibrate(flat, GLALoss([4, 2, 1]), (x, y))
+    assert found.temperature == pytest.approx(expected.temperature, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 2], r"must have a best temperature: .* Received: 3 examples, all right"),
+        ([1, 2, 0], "3 examples, no more often right than by chance"),
+        ([0, 1, 3], r"must be integers in \[0, 3\). Received: \[3\]"),
+        ([0, 1, 0.5], r"must be integers in \[0, 3\)"),
+        (np.full((3, 3), 1 / 3), "Received: soft targets"),
+    ],
+)
+def test_data_that_cannot_calibrate(labels, message):
+    x = CENTRES.astype("float32")
+    with pytest.raises(ValueError, match=message):
+        serving.calibrate(bayes_model(), GLALoss([1, 1, 1]), (x, np.array(labels)))
+
+
+def test_no_held_out_data():
+    for data in [[], (np.zeros((2, 2), "float32"), np.array([0, 1]), np.zeros(2))]:
+        with pytest.raises(ValueError, match=r"`validation_data` must have .*examples"):
+            serving.calibrate(bayes_model(), GLALoss([1, 1, 1]), data)
+
+
+def test_mix_is_that_of_the_greatest_likelihood(rng):
+    x, _ = gaussians([100, 20, 300], rng)
+    priors = np.array(PRIORS)
+    p = numpy_posterior(GLALoss(priors), bayes_model().predict(x, verbose=0), priors)
+    estimate = serving.estimate_target_priors(p, priors, tolerance=1e-9)
+
+    def loss(z):
+        return -np.log((p / priors) @ special.softmax(z)).mean()
+
+    best = optimize.minimize(loss, np.zeros(3), tol=1e-12)
+    np.testing.assert_allclose(estimate, special.softmax(best.x), atol=1e-4)
+    assert loss(np.log(estimate)) <= best.fun + 1e-9
+
+
+def test_shifted_digits_give_their_mix(rng):
+    """Within three standard deviations of the sampling error, which a bootstrap tells."""
+    (x, y), (x_test, y_test) = datasets.load("digits", imbalance_ratio=1)
+    x, y = np.concatenate([x, x_test]) / 255.0, np.concatenate([y, y_test])
+    order = rng.permutation(len(y))  # The same writers in each part: only the mix shifts.
+    train, held_out, production = np.split(order, [700, 1000])
+    x_train, y_train = datasets.long_tail(x[train], y[train], imbalance_ratio=5)
+    prior = ClassPrior(10)
+    prior.adapt(y_train)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    loss = GLALoss(prior)
+    model.compile(keras.optimizers.Adam(3e-3), loss=loss)
+    model.fit(x_train, y_train, batch_size=32, epochs=15, verbose=0)
+    temperature = serving.calibrate(model, loss, (x[held_out], y[held_out])).temperature
+    p = numpy_posterior(loss, model.predict(x[production], verbose=0)) ** (1 / temperature)
+    p = p * prior.priors
+    p /= p.sum(axis=-1, keepdims=True)
+    labels = y[production]
+    for target in (np.arange(1, 11), 0.7 ** np.arange(10), np.ones(10)):
+        counts = (np.bincount(labels).min() * target / target.max()).astype(int).clip(1)
+        drawn = np.concatenate([np.flatnonzero(labels == k)[:n] for k, n in enumerate(counts)])
+        estimate = serving.estimate_target_priors(p[drawn], prior)
+        assert estimate.sum() == pytest.approx(1.0)
+        again = [
+            serving.estimate_target_priors(p[rng.choice(drawn, len(drawn))], prior)
+            for _ in range(30)
+        ]
+        true_mix = counts / counts.sum()
+        deviation = np.maximum(
+            np.std(again, axis=0), np.sqrt(true_mix * (1 - true_mix) / len(drawn))
+        )
+        assert (np.abs(estimate - true_mix) < 3 * deviation).all()
+        shift = np.abs(true_mix - prior.priors).max()
+        assert np.abs(estimate - true_mix).max() < shift / 2
+
+
+def test_a_class_that_never_comes_up_gets_nothing():
+    p = np.array([[0.9, 0.1, 0.0]] * 30 + [[0.1, 0.9, 0.0]] * 70)
+    estimate = serving.estimate_target_priors(p, [1, 1, 1])
+    np.testing.assert_allclose(estimate, [0.25, 0.75, 0.0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "message"),
+    [
+        (np.ones((4, 3)) / 3, "must be .N, 2."),
+        (np.ones(2) / 2, "must be .N, 2."),
+        (np.empty((0, 2)), "must be .N, 2."),
+        (np.array([[2.0, -1.0]]), "must be non-negative and sum to 1"),
+        (np.array([[3.0, 4.0]]), "must be non-negative and sum to 1"),
+        (np.array([[np.nan, 1.0]]), "must be non-negative and sum to 1"),
+        (np.array([[0.9, 0.1]] * 5), "must tell the classes apart"),
+    ],
+)
+def test_bad_probabilities(probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        serving.estimate_target_priors(probabilities, [0.5, 0.5])
+
+
+def test_no_convergence():
+    p = np.array([[0.6, 0.4]] * 30 + [[0.4, 0.6]] * 31)
+    with pytest.raises(RuntimeError, match="did not converge in 3 steps"):
+        serving.estimate_target_priors(p, [0.9, 0.1], max_iterations=3)
+    with pytest.raises(ValueError, match="`max_iterations` must be an integer of at least 1"):
+        serving.estimate_target_priors(p, [0.9, 0.1], max_iterations=0)
+    with pytest.raises(ValueError, match="`training_priors` must be positive"):
+        serving.estimate_target_priors(p, [1.0, 0.0])
+
+
+def test_reliability_diagram_of_a_calibration(rng):
+    mpl = pytest.importorskip("matplotlib")
+    mpl.use("Agg")
+    x, y = gaussians([40, 20, 10], rng)
+    found = serving.calibrate(bayes_model(3.0), GLALoss([4, 2, 1]), (x, y))
+    axes = plots.reliability_diagram(found.probabilities, found.labels)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["before", "after"]
+    mpl.pyplot.close(axes.figure)
