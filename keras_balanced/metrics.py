@@ -381,7 +381,7 @@ class ShotRecall(_RecallMetric):
         super().__init__(len(counts), ignore_class, name or f"{group}_shot_recall", dtype)
         self.counts = counts
         self.group = group
-        self.thresholds = list(thresholds)
+        self.thresholds = validation.plain(thresholds)
         self._members = groups[group]
 
     def result(self):

@@ -44,6 +44,7 @@ VALUES = {
     "thresholds": np.array([100, 20]),
 }
 OF_BINARY = {"priors": np.array(0.2), "target_priors": np.array(0.4), "margins": np.array([1, 2])}
+OF_METRIC = {"from_logits": True}
 OF_MULTI_LABEL = {"counts": np.array([[70, 30], [90, 10], [50, 50]])}
 
 
@@ -55,6 +56,7 @@ def parameters(name):
 def arguments(name):
     values = {**VALUES, "name": f"own_{name.lower()}"}
     values |= OF_BINARY if "Binary" in name else {}
+    values |= OF_METRIC if issubclass(CLASSES[name], keras.metrics.Metric) else {}
     values |= OF_MULTI_LABEL if name == "ClassPrior" else {}
     return {p.name: values[p.name] for p in parameters(name)}
 
@@ -80,11 +82,11 @@ def loss_model(name):
     """A small model trained with this loss, under all metrics that go with it."""
     binary = "Binary" in name
     x = keras.Input((4,), name="x")
-    hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(8, "relu")(x))
+    hidden = keras.layers.Dense(8, "relu")(x)  # No dropout: Keras saves no generator's state.
     last = keras.layers.Dense(1, "sigmoid") if binary else keras.layers.Dense(3, "softmax")
     model = keras.Model({"x": x}, last(hidden))
     metrics = [CLASSES[n](**arguments(n)) for n in of_kind(keras.metrics.Metric, binary)]
-    model.compile(keras.optimizers.Adam(0.01), CLASSES[name](**arguments(name)), metrics)
+    model.compile(keras.optimizers.Adam(0.01), CLASSES[name](**arguments(name)), metrics=metrics)
     return model
 
 
@@ -127,12 +129,10 @@ import numpy as np
 
 def train_on(model, data):
     x, y = {name: data[name] for name in data if name != "y"}, data["y"]
-    model.fit(x, y, batch_size=10, epochs=2, shuffle=False, verbose=0)
-    logs = model.evaluate(x, y, batch_size=10, verbose=0, return_dict=True)
+    history = model.fit(x, y, batch_size=10, epochs=2, shuffle=False, verbose=0).history
     weights = {f"weight {i}": weight for i, weight in enumerate(model.get_weights())}
     variables = {f"optimizer {i}": v for i, v in enumerate(model.optimizer.variables)}
-    logs = {f"log {name}": value for name, value in logs.items()}
-    results = {**weights, **variables, **logs}
+    results = {**weights, **variables, **history}
     return {name: keras.ops.convert_to_numpy(value) for name, value in results.items()}
 """
 LOAD = """
