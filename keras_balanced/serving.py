@@ -103,8 +103,9 @@ def export(model, path, loss=None, class_names=None, target_priors=None, tempera
         "loss": keras.saving.serialize_keras_object(loss),
     }
     path = pathlib.Path(path)
-    base = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
+        parents = (path.absolute(), *path.absolute().parents)
+        base = next(parent for parent in parents if parent.exists())
         scratch = tempfile.TemporaryDirectory(prefix=".export-", dir=base)
     except OSError as error:
         raise ValueError(

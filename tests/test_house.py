@@ -10,7 +10,7 @@ import keras
 import pytest
 
 import keras_balanced
-from keras_balanced import callbacks, datasets, metrics, models, plots
+from keras_balanced import callbacks, datasets, metrics, models, plots, serving
 
 PACKAGE = pathlib.Path(keras_balanced.__file__).parent
 # What each module may import: its floor and those below.
@@ -23,12 +23,13 @@ FLOORS = {
     },
 }
 FLOORS["callbacks"] = {"keras", "numpy", *(f"keras_balanced.{name}" for name in FLOORS)}
+FLOORS["serving"] = FLOORS["callbacks"]
 OPTIONAL = ("tensorflow_datasets", "keras_tuner", "matplotlib", "sklearn")
 EXPORTS = {name: getattr(keras_balanced, name) for name in keras_balanced.__all__}
 CLASSES = {name: export for name, export in EXPORTS.items() if inspect.isclass(export)}
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
-    for module in (callbacks, datasets, metrics, models, plots)
+    for module in (callbacks, datasets, metrics, models, plots, serving)
     for name, function in inspect.getmembers(module, callable)
     if function.__module__ == module.__name__ and not name.startswith(("_", "check_"))
 }

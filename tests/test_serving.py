@@ -24,12 +24,6 @@ from keras_balanced import (
 exports = pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="Keras does not export from the PyTorch backend"
 )
-pytestmark = pytest.mark.filterwarnings(
-    # Keras itself passes it to JAX.
-    "ignore:The `native_serialization` parameter is deprecated:DeprecationWarning",
-    # JAX's converter, used as Keras uses it.
-    "ignore:jax2tf:DeprecationWarning",
-)
 PRIORS = [0.7, 0.2, 0.1]
 LOSSES = {
     "gla": lambda: GLALoss(PRIORS, q=0.3),
