@@ -76,6 +76,7 @@ def main(argv=None):
     data, held_out, (x_test, y_test) = datasets.load(
         "digits", args.imbalance_ratio, seed=args.seed, validation_split=0.3
     )
+    print(f"Training on {len(data[1])} images")
     model, prior = train(data, held_out, args.epochs, args.seed)
 
     calibration = serving.calibrate(model, model.loss, held_out)
@@ -83,7 +84,7 @@ def main(argv=None):
     for name, before in calibration.before.items():
         print(f"{name:<24} before {before:.4f}   after {calibration.after[name]:.4f}")
     picture = args.output / "reliability.png"
-    axes = plots.reliability_diagram(calibration.probabilities, calibration.labels)
+    axes = plots.reliability_diagram(calibration.probabilities, calibration.labels, num_bins=5)
     axes.figure.savefig(picture, dpi=150)
 
     servable = args.output / "digits"

@@ -82,12 +82,9 @@ def export(model, path, loss=None, class_names=None, target_priors=None, tempera
     if target_priors is not None:
         target = functional.check_target(target_priors, loss.surrogate.priors, _is_binary(loss))
     class_names = _check_class_names(class_names, len(target))
-    low, high = _TEMPERATURES
-    temperature = (
-        1.0
-        if temperature is None
-        else validation.check_number("temperature", temperature, low, high)
-    )
+    if temperature is None:
+        temperature = 1.0
+    temperature = validation.check_number("temperature", temperature, *_TEMPERATURES)
     if keras.backend.backend() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "
@@ -496,19 +493,18 @@ def _rename_to_next_version(saved, path):
 
 def _held_out(model, loss, data):
     """Returns log-posterior `(N, K)`, labels `(N,)` and weights `(N,)` of held-out data."""
-    if isinstance(data, tuple):
-        parts = [(model.predict(data[0], verbose=0), *data[1:])]
-    else:
-        parts = []
-        for batch in data:
-            x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
-            parts.append((model.predict_on_batch(x), y, weights))
+    arrays = isinstance(data, tuple)
+    parts = []
+    for batch in [data] if arrays else data:
+        x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        if y_true is None:
+            raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
+        y_pred = model.predict(x, verbose=0) if arrays else model.predict_on_batch(x)
+        parts.append((y_pred, y_true, weights))
     if not parts:
         raise ValueError("`validation_data` must have examples. Received: none")
     results = [_labelled(loss, *part) for part in parts]
-    log_posterior, labels, weights = (
-        np.concatenate(arrays) for arrays in zip(*results, strict=True)
-    )
+    log_posterior, labels, weights = (np.concatenate(part) for part in zip(*results, strict=True))
     if not weights.sum() > 0:
         raise ValueError("`validation_data` must have labelled examples. Received: none")
     return log_posterior, labels, weights
