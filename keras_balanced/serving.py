@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import functional, losses, metrics, validation
+from keras_balanced import functional, layers, losses, metrics, validation
 
 _TEMPERATURES = (0.01, 100.0)
 _MATRIX_ENTRIES = 2**24  # Of the `(K, K)` matrices of unequal margins, in memory at once.
@@ -495,7 +495,7 @@ def _held_out(model, loss, data):
     """Returns log-posterior `(N, K)`, labels `(N,)` and weights `(N,)` of held-out data."""
     arrays = isinstance(data, tuple)
     parts = []
-    for batch in [data] if arrays else data:
+    for batch in [data] if arrays else layers.iterate_batches(data):
         x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
         if y_true is None:
             raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
