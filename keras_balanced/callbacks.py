@@ -37,10 +37,13 @@ class PerClassReport(keras.callbacks.Callback):
 
     def __init__(self, validation_data, class_names=None, num_classes_shown=5, ignore_class=None):
         super().__init__()
-        if iter(validation_data) is validation_data:
+        arrays_in_a_list = isinstance(validation_data, list) and hasattr(
+            next(iter(validation_data), None), "shape"
+        )
+        if arrays_in_a_list or iter(validation_data) is validation_data:
             raise ValueError(
-                "`validation_data` must be arrays or batches that can be read each epoch. "
-                f"Received: a {type(validation_data).__name__}, which can be read once"
+                "`validation_data` must be a tuple of arrays, or batches that can be read each "
+                f"epoch. Received: a {type(validation_data).__name__}"
             )
         self.validation_data = validation_data
         self.class_names = None if class_names is None else list(class_names)
@@ -49,17 +52,37 @@ class PerClassReport(keras.callbacks.Callback):
         )
         self.ignore_class = ignore_class
 
-    def on_epoch_end(self, epoch, logs=None):
-        recall = None
-        for x, y, weights in self._batches():
-            y_pred = self.model.predict_on_batch(x)
-            if recall is None:
-                recall = metrics.ClassRecall(self._num_classes(y_pred), None, self.ignore_class)
-            recall.update_state(y, y_pred, weights)
-        if recall is None:
+    def on_train_begin(self, logs=None):
+        # So that what does not fit is found before an epoch has passed.
+        for x, _, _ in self._batches():
+            num_classes = self.model(x, training=False).shape[-1]
+            break
+        else:
             raise ValueError("`validation_data` expected at least one batch. Received: none")
-        recalls = keras.ops.convert_to_numpy(recall.result())
-        present = np.flatnonzero(keras.ops.convert_to_numpy(recall.total))
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(
+                f"`class_names` must have a name for each of the {num_classes} classes. "
+                f"Received: {len(self.class_names)} names"
+            )
+        if num_classes < 2:
+            raise ValueError(
+                "`PerClassReport` needs a model with an output for each class. "
+                "Received: a model with one output an example"
+            )
+        self._recall = metrics.ClassRecall(num_classes, ignore_class=self.ignore_class)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._recall.reset_state()
+        for x, y, weights in self._batches():
+            # Not `predict`, which loses the masks.
+            self._recall.update_state(y, self.model(x, training=False), weights)
+        recalls = keras.ops.convert_to_numpy(self._recall.result())
+        if np.isnan(recalls).any():
+            raise ValueError(
+                f"`validation_data` must have labels in [0, {len(recalls)}), or `ignore_class`. "
+                "Received: others, or NaN weights"
+            )
+        present = np.flatnonzero(keras.ops.convert_to_numpy(self._recall.total))
         worst = present[np.argsort(recalls[present], kind="stable")][: self.num_classes_shown]
         print(f"Epoch {epoch + 1}: the worst of {len(present)} classes")
         for class_id in worst:
@@ -78,12 +101,3 @@ class PerClassReport(keras.callbacks.Callback):
             # As arrays: JAX takes no tensors of other libraries.
             batch = keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
             yield keras.utils.unpack_x_y_sample_weight(batch)
-
-    def _num_classes(self, y_pred):
-        num_classes = y_pred.shape[-1]
-        if self.class_names is not None and len(self.class_names) != num_classes:
-            raise ValueError(
-                f"`class_names` must have a name for each of the {num_classes} classes. "
-                f"Received: {len(self.class_names)} names"
-            )
-        return num_classes

@@ -201,6 +201,8 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
     ignored = None if ignore_class is None else ops.equal(labels, ignore_class)
     if ignored is not None:
         labels = ops.where(ignored, 0, labels)
+        # So that a NaN there does not reach the gradient.
+        logits = ops.where(ignored[..., None], _like(logits, 0.0), logits)
 
     def of_class(vector):
         # Clipped, to leave the word on a label out of range to the cross-entropy: it names it.
@@ -249,6 +251,7 @@ def binary_loss(y_true, y_pred, surrogate, from_logits=True, ignore_class=None):
     ignored = None if ignore_class is None else ops.equal(y_true, ignore_class)
     if ignored is not None:
         y_true = ops.where(ignored, _like(logits, 0.0), y_true)
+        logits = ops.where(ignored, _like(logits, 0.0), logits)
 
     def loss_of(label):
         z = logits
@@ -369,12 +372,22 @@ def as_logits(y_pred, from_logits, binary=False):
     return logits - ops.log(ops.maximum(1.0 - y_pred, tiny)) if binary else logits
 
 
-def shape_of_losses(y_pred, surrogate, binary):
+def shape_of_losses(y_pred, binary):
     """Returns the shape of the losses of predictions `y_pred`."""
     shape = tuple(ops.shape(y_pred))
-    if not binary or (surrogate.priors.ndim == 1 and len(shape) > 1 and shape[-1] == 1):
-        return shape[:-1]
-    return shape
+    one_label = len(shape) > 1 and y_pred.shape[-1] == 1
+    return shape[:-1] if one_label or not binary else shape
+
+
+def blank_labels(y_true, weights):
+    """Returns labels with 0 where their weight is 0: what is there is no one's business."""
+    y_true = ops.convert_to_tensor(y_true)
+    rank = len(weights.shape)
+    if len(y_true.shape) == rank + 1 and y_true.shape[-1] == 1:
+        y_true = ops.squeeze(y_true, axis=-1)
+    if len(y_true.shape) != rank:
+        return y_true  # One-hot or soft targets.
+    return ops.where(ops.equal(weights, 0), ops.zeros_like(y_true), y_true)
 
 
 def match_weights(weights, shape):

@@ -41,7 +41,8 @@ class ClassPrior(keras.layers.Layer):
             `(K,)`, or with `multi_label` `(K, 2)` of zeros and ones.
         **kwargs: `name` and `dtype` of the layer.
 
-    Call arguments: integer labels of any shape. Returns the same shape in the layer's dtype.
+    Call arguments: integer labels of any shape. Returns the same shape in the layer's dtype, NaN
+    for a label that is none.
 
     Raises:
         ValueError: for bad arguments or labels, or if used before `adapt()`.
@@ -89,11 +90,14 @@ class ClassPrior(keras.layers.Layer):
     def adapt(self, data, sample_weight=None, steps=None):
         """Counts the classes in `data`, in one pass, in place of any former counts.
 
+        Adapt before the layer is used: a loss takes the priors when it is made, and a compiled
+        function or `dataset.map` when it is traced.
+
         Args:
             data: Labels as an array, tensor or list, or what `fit` takes: a `tf.data.Dataset`,
                 `keras.utils.PyDataset`, PyTorch `DataLoader` or generator, whose elements are
                 labels, `(x, labels)` or `(x, labels, weights)`. Labels are integers in `[0, K)`
-                of any shape, or one-hot or soft targets `(..., K)` that sum to 1; with
+                of any shape, or one-hot or soft targets `(..., K)` that sum to 1, in batches; with
                 `multi_label` numbers in `[0, 1]`.
             sample_weight: Weights of the labels `(...)`, or of fewer leading axes; with batches
                 `True`, to count the weights in them. `None` counts every label once.
@@ -103,8 +107,17 @@ class ClassPrior(keras.layers.Layer):
             ValueError: for labels that are none, or no labels at all; the former counts stay.
         """
         counts = np.zeros_like(self._counts)
+        vectors = []
         for labels, weights in _labels_and_weights(data, sample_weight, steps):
+            labels = _to_numpy(labels)
             counts += self._count(labels, weights)
+            if all(vectors) and not self.multi_label:
+                vectors.append(labels.shape == (self.num_classes,) and labels.sum() == 1)
+        if len(vectors) > 1 and all(vectors):
+            raise ValueError(
+                f"Labels must be integers, or (..., {self.num_classes}) targets with a batch "
+                "axis. Received: batches that all look like one one-hot vector; batch them"
+            )
         if not counts.any():
             raise ValueError("`adapt` expected at least one label. Received: data with none")
         self._counts = counts
@@ -172,12 +185,17 @@ class ClassPrior(keras.layers.Layer):
         }[self.output_mode]
         table = ops.convert_to_tensor(values, dtype=self.compute_dtype)
         labels = ops.cast(labels, "int32")
-        ignored = None if self.ignore_class is None else ops.equal(labels, self.ignore_class)
+        valid = ops.logical_and(labels >= 0, labels < table.shape[-1])
+        known = ops.where(valid, labels, 0)
         if self.multi_label:
-            outputs = ops.where(ops.equal(labels, 1), table[:, 1], table[:, 0])
+            outputs = ops.where(ops.equal(known, 1), table[:, 1], table[:, 0])
         else:
-            outputs = ops.take(table, labels if ignored is None else ops.where(ignored, 0, labels))
-        return outputs if ignored is None else ops.where(ignored, ops.zeros_like(outputs), outputs)
+            outputs = ops.take(table, known)
+        outputs = ops.where(valid, outputs, ops.full_like(outputs, np.nan))
+        if self.ignore_class is None:
+            return outputs
+        ignored = ops.equal(labels, self.ignore_class)
+        return ops.where(ignored, ops.zeros_like(outputs), outputs)
 
     def compute_output_spec(self, labels):
         # Says the shape without calling: a loaded layer is built before its counts are there.
@@ -187,7 +205,8 @@ class ClassPrior(keras.layers.Layer):
         store["counts"] = self._counts
 
     def load_own_variables(self, store):
-        self._counts = np.array(store["counts"])
+        counts = np.array(store["counts"])
+        self._counts = validation.check_counts("counts", counts, self._counts.shape)
 
     def get_config(self):
         return {
@@ -326,6 +345,7 @@ class LogitAdjustment(keras.layers.Layer):
         self.built = True
 
     def call(self, logits, training=False):
+        functional.refuse_probabilities(logits)
         functional.check_classes(logits, len(self.surrogate.priors))
         if training:
             return logits
@@ -372,8 +392,10 @@ def _labels_and_weights(data, sample_weight, steps):
             "`adapt` expected labels or batches. Received: a tuple; pass only its labels, "
             "as in `adapt(y_train)`"
         )
-    is_list_of_labels = isinstance(data, list) and data and isinstance(data[0], numbers.Number)
-    if hasattr(data, "shape") or is_list_of_labels:
+    first = data
+    while isinstance(first, list) and first:
+        first = first[0]
+    if hasattr(data, "shape") or (isinstance(data, list) and isinstance(first, numbers.Number)):
         yield data, sample_weight
         return
     if sample_weight is not None and sample_weight is not True:

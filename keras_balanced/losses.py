@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_balanced import functional, validation
+from keras_balanced import functional, masks, validation
 
 
 class _BalancedLoss(keras.losses.Loss):
@@ -22,22 +22,29 @@ class _BalancedLoss(keras.losses.Loss):
         if ignore_class is not None:
             ignore_class = validation.check_integer("ignore_class", ignore_class)
         self.surrogate = surrogate
-        self.from_logits = from_logits
+        self.from_logits = bool(from_logits)
         self.ignore_class = ignore_class
-        self._with_mask = _WithMask(name="with_mask", dtype=self.dtype)
-        self._spread_mask = _SpreadMask(name="spread_mask", dtype=self.dtype, autocast=False)
+        self._read_mask = masks.ReadMask(self.dtype)
+        self._set_mask = masks.SetMask(self.dtype)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if self.from_logits:
             # Before Keras casts `y_pred`, which loses the mark that a softmax leaves on it.
             functional.refuse_probabilities(y_pred)
-        if self.surrogate.priors.ndim > 1:
-            y_pred = self._spread_mask(y_pred)
+        shape = functional.shape_of_losses(y_pred, self._binary)
+        counted = self._read_mask(y_pred)
+        if 0 < len(counted.shape) < len(shape):
+            # The mask `(...)` of predictions `(..., L)` covers all of their labels.
+            counted = functional.match_weights(counted, shape)
+            y_pred = self._set_mask([y_pred, ops.cast(counted, "bool")])
         if sample_weight is not None:
             # Keras would match (B,) to (B, T) from the right, or refuse it.
-            shape = functional.shape_of_losses(y_pred, self.surrogate, self._binary)
             sample_weight = ops.convert_to_tensor(sample_weight, dtype=self.dtype)
-            sample_weight = functional.match_weights(sample_weight, shape)
+            # A copy: on PyTorch Keras multiplies a mask into it in place.
+            sample_weight = ops.copy(functional.match_weights(sample_weight, shape))
+            counted = counted * sample_weight
+        if len(counted.shape):
+            y_true = functional.blank_labels(y_true, counted)
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true, y_pred):
@@ -46,7 +53,7 @@ class _BalancedLoss(keras.losses.Loss):
         if self.ignore_class is None:
             return losses
         kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
-        return self._with_mask([losses, kept])
+        return self._set_mask([losses, kept])
 
     def posterior(self, y_pred, target_priors=None):
         """Returns the probability of each class that a model trained with this loss predicts.
@@ -88,32 +95,6 @@ class _BalancedLoss(keras.losses.Loss):
         }
 
 
-class _WithMask(keras.layers.Layer):
-    """Gives losses a Keras mask: a layer is the public way to set one."""
-
-    supports_masking = True
-
-    def call(self, inputs):
-        return inputs[0]
-
-    def compute_mask(self, inputs, previous_mask):
-        return inputs[1]
-
-
-class _SpreadMask(keras.layers.Layer):
-    """Repeats the mask `(...)` of predictions `(..., L)` for each of their labels."""
-
-    supports_masking = True
-
-    def call(self, inputs):
-        return ops.copy(inputs)
-
-    def compute_mask(self, inputs, previous_mask):
-        if previous_mask is None or len(previous_mask.shape) == len(inputs.shape):
-            return previous_mask
-        return ops.broadcast_to(previous_mask[..., None], ops.shape(inputs))
-
-
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class GLALoss(_BalancedLoss):
     """Computes the generalized logit-adjusted (GLA) loss between labels and logits.
@@ -153,7 +134,8 @@ class GLALoss(_BalancedLoss):
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
     outside `[0, K)` raises an error that names it on TensorFlow (on a CPU, without XLA) and
-    PyTorch, and makes the loss NaN elsewhere, as NaN logits do. Soft targets need not sum to 1.
+    PyTorch, and makes the loss NaN elsewhere, as NaN logits do; where it is masked or has weight
+    0 it may be anything. Soft targets need not sum to 1.
 
     Raises:
         ValueError: for arguments out of their range, before anything trains.
@@ -187,7 +169,7 @@ class GLALoss(_BalancedLoss):
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
         self.priors = validation.plain(priors)
         self.q = surrogate.q
-        self.tau = tau
+        self.tau = None if tau is None else float(tau)
         self.target_priors = validation.plain(target_priors)
 
     def get_config(self):
@@ -243,9 +225,11 @@ class GCALoss(_BalancedLoss):
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
     outside `[0, K)` raises an error that names it on TensorFlow (on a CPU, without XLA) and
-    PyTorch, and makes the loss NaN elsewhere, as NaN logits do. Soft targets need not sum to 1.
+    PyTorch, and makes the loss NaN elsewhere, as NaN logits do; where it is masked or has weight
+    0 it may be anything. Soft targets need not sum to 1.
     With margins, one-hot and soft targets take `K` times the time of integers, and the memory of
-    a few `(..., K)` arrays (value and gradient; on PyTorch the gradient takes `(..., K, K)`).
+    a few `(..., K)` arrays (value and gradient; on PyTorch the gradient takes `(..., K, K)`); on
+    TensorFlow they have no second derivative.
 
     Raises:
         ValueError: for arguments out of their range, before anything trains.
@@ -283,7 +267,7 @@ class GCALoss(_BalancedLoss):
         self.priors = validation.plain(priors)
         self.q = surrogate.q
         self.margins = validation.plain(margins)
-        self.consistent = consistent
+        self.consistent = bool(consistent)
         self.target_priors = validation.plain(target_priors)
 
     def get_config(self):

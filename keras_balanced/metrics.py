@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import functional, validation
+from keras_balanced import functional, masks, validation
 
 
 class _ClassMetric(keras.metrics.Metric):
@@ -20,7 +20,7 @@ class _ClassMetric(keras.metrics.Metric):
         if ignore_class is not None:
             ignore_class = validation.check_integer("ignore_class", ignore_class)
         self.ignore_class = ignore_class
-        self._mask_weights = _MaskWeights(name="mask", dtype=self.dtype, autocast=False)
+        self._read_mask = masks.ReadMask(self.dtype)
 
     def _flatten(self, y_true, y_pred, sample_weight):
         """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
@@ -37,7 +37,7 @@ class _ClassMetric(keras.metrics.Metric):
         return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
 
     def _weights(self, y_pred, sample_weight, shape):
-        weights = functional.match_weights(self._mask_weights(y_pred), shape)
+        weights = functional.match_weights(self._read_mask(y_pred), shape)
         if sample_weight is None:
             return weights
         sample_weight = functional.match_weights(ops.cast(sample_weight, self.dtype), shape)
@@ -60,15 +60,6 @@ class _ClassMetric(keras.metrics.Metric):
             "num_classes": self.num_classes,
             "ignore_class": self.ignore_class,
         }
-
-
-class _MaskWeights(keras.layers.Layer):
-    """Gives the Keras mask of predictions as weights: a layer is the public way to read one."""
-
-    supports_masking = True
-
-    def call(self, y_pred, mask=None):
-        return ops.ones((), self.dtype) if mask is None else ops.cast(mask, self.dtype)
 
 
 class _RecallMetric(_ClassMetric):
@@ -95,13 +86,24 @@ class _RecallMetric(_ClassMetric):
     def _count(self, y_true, predicted, weights):
         if len(y_true.shape) == 1:
             hits = weights * ops.cast(ops.equal(y_true, predicted), self.dtype)
-            self.total.assign_add(ops.segment_sum(weights, y_true, self.num_classes))
-            self.correct.assign_add(ops.segment_sum(hits, y_true, self.num_classes))
+            total, correct = self._sums(weights, y_true), self._sums(hits, y_true)
         else:
             targets = y_true * weights[:, None]
             hits = ops.take_along_axis(targets, predicted[:, None], axis=-1)[:, 0]
-            self.total.assign_add(ops.sum(targets, axis=0))
-            self.correct.assign_add(ops.segment_sum(hits, predicted, self.num_classes))
+            total, correct = ops.sum(targets, axis=0), self._sums(hits, predicted)
+        # The NaN of one label out of range goes to every class.
+        self.total.assign_add(total + 0.0 * ops.sum(weights))
+        self.correct.assign_add(correct)
+
+    def _sums(self, values, classes):
+        """Returns the sum of `values` `(N,)` for each class, `(K,)`."""
+        # In several lanes: a single float32 sum of ones ends at 2**24, and images have many pixels.
+        lanes = max(1, 4096 // self.num_classes)
+        lane = ops.arange(ops.shape(values)[0], dtype="int32") % lanes
+        sums = ops.segment_sum(
+            values, ops.cast(classes, "int32") * lanes + lane, self.num_classes * lanes
+        )
+        return ops.sum(ops.reshape(sums, (self.num_classes, lanes)), axis=-1)
 
     def recalls(self):
         """Returns the recall of each class, `(K,)`; 0 for a class that has not come up."""
@@ -187,11 +189,8 @@ class ClassRecall(_RecallMetric):
         self, num_classes, class_id=None, ignore_class=None, name="class_recall", dtype=None
     ):
         super().__init__(num_classes, ignore_class, name, dtype)
-        if class_id is not None and class_id not in range(num_classes):
-            raise ValueError(
-                f"`class_id` must be None or an integer in [0, {num_classes}). "
-                f"Received: class_id={class_id!r}"
-            )
+        if class_id is not None:
+            class_id = validation.check_integer("class_id", class_id, low=0, high=num_classes)
         self.class_id = class_id
 
     def result(self):
@@ -482,7 +481,9 @@ class ClassCalibrationError(_ClassMetric):
 
     0 where each class comes up as often as its probabilities say. Compare like with like: the
     probabilities of `loss.posterior` are right for its target mix, here the mix of the examples
-    (and of their `sample_weight`). With no example the result is 0.
+    (and of their `sample_weight`). In `compile` it sees the outputs of the model, which for a
+    balanced loss are no probabilities: update it with `loss.posterior(model.predict(x))`. With no
+    example the result is 0.
 
     Args:
         num_classes: Number of classes `K`, at least 2.
@@ -521,7 +522,7 @@ class ClassCalibrationError(_ClassMetric):
     ):
         super().__init__(num_classes, ignore_class, name, dtype)
         self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
-        self.from_logits = from_logits
+        self.from_logits = bool(from_logits)
         cells = (self.num_classes * self.num_bins,)
         self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
         self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
@@ -533,7 +534,8 @@ class ClassCalibrationError(_ClassMetric):
             y_true: Classes as integers `(...)` or `(..., 1)`, or one-hot or soft targets
                 `(..., K)`. A label outside `[0, K)` that is not `ignore_class` makes the result
                 NaN.
-            y_pred: Probabilities `(..., K)`, or logits with `from_logits`.
+            y_pred: Probabilities `(..., K)`, or logits with `from_logits`. A number outside
+                `[0, 1]` makes the result NaN: logits are no probabilities.
             sample_weight: Optional weights `(...)`, or of fewer leading axes.
         """
         y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
@@ -545,6 +547,8 @@ class ClassCalibrationError(_ClassMetric):
         bins = ops.cast(probabilities * self.num_bins, "int32")
         bins = ops.clip(bins, 0, self.num_bins - 1)
         cells = bins + self.num_bins * ops.arange(self.num_classes, dtype="int32")
+        none = ops.any(ops.logical_or(probabilities < 0.0, probabilities > 1.0 + 1e-3))
+        weights = ops.where(none, ops.full_like(weights, np.nan), weights)
         gaps = weights[:, None] * (probabilities - y_true)
         gaps = ops.segment_sum(
             ops.reshape(gaps, (-1,)), ops.reshape(cells, (-1,)), self.num_classes * self.num_bins

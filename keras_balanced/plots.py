@@ -9,7 +9,7 @@ def class_counts(counts, ax=None):
     """Draws how many examples each class has, on a logarithmic scale.
 
     Args:
-        counts: Examples of each class, `(K,)`.
+        counts: Examples of each class, `(K,)`, or an adapted `ClassPrior`.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
     Returns:
@@ -24,12 +24,13 @@ def class_counts(counts, ax=None):
     >>> print(ax.get_ylabel())
     training examples
     """
+    counts = np.asarray(getattr(counts, "counts", counts))
     ax = _axes(ax)
     bars = ax.bar(np.arange(len(counts)), counts, color="0.6", width=0.8)
     if len(counts) <= _MAX_BARS:
         ax.bar_label(bars)
     ax.set_yscale("log")
-    ax.set_ylim(min(counts) / 2, max(counts) * 2)
+    ax.set_ylim(max(counts.min(), 1) / 2, max(counts.max(), 1) * 2)
     ax.set_xlabel("class")
     ax.set_ylabel("training examples")
     _class_ticks(ax, len(counts))
@@ -95,7 +96,9 @@ def confusion_matrix(labels, predicted, class_names=None, ax=None):
     class
     """
     labels, predicted = np.asarray(labels), np.asarray(predicted)
-    num_classes = len(class_names or range(max(labels.max(), predicted.max()) + 1))
+    if class_names is None:
+        class_names = list(range(max(labels.max(), predicted.max()) + 1))
+    num_classes = len(class_names)
     classes = np.concatenate([labels, predicted])
     if labels.shape != predicted.shape or not np.isin(classes, range(num_classes)).all():
         raise ValueError(
@@ -113,8 +116,6 @@ def confusion_matrix(labels, predicted, class_names=None, ax=None):
             value = fractions[row, column]
             color = "white" if value > 0.5 else "black"
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, size=8)
-    _class_ticks(ax, num_classes)
-    if class_names is not None:
         ax.set_xticks(range(num_classes), class_names, rotation=90)
         ax.set_yticks(range(num_classes), class_names)
     ax.set_xlabel("predicted")
@@ -139,6 +140,7 @@ def reliability_diagram(probabilities, labels, num_bins=15, ax=None):
 
     Raises:
         ImportError: where matplotlib is missing.
+        ValueError: for logits, or labels that are no classes.
 
     Example:
 
@@ -151,6 +153,11 @@ def reliability_diagram(probabilities, labels, num_bins=15, ax=None):
     named = probabilities if isinstance(probabilities, dict) else {None: probabilities}
     for name, values in named.items():
         values = np.asarray(values, dtype="float64")
+        if values.min() < 0 or not np.isin(labels, range(values.shape[-1])).all():
+            raise ValueError(
+                "`probabilities` must be (N, K), not logits, and `labels` classes in [0, K). "
+                f"Received: values from {values.min():.3g} and labels {np.unique(labels)[:10]}"
+            )
         hits = np.eye(values.shape[-1])[np.asarray(labels)].ravel()
         values = values.ravel()
         bins = np.minimum((values * num_bins).astype("int64"), num_bins - 1)

@@ -19,11 +19,16 @@ def check_number(name, value, low=-math.inf, high=math.inf):
     return float(value)
 
 
-def check_integer(name, value, low=-math.inf):
-    """Returns `value` as an int of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
-        least = f" of at least {low}" if math.isfinite(low) else ""
-        raise ValueError(f"`{name}` must be an integer{least}. Received: {name}={value!r}")
+def check_integer(name, value, low=-math.inf, high=math.inf):
+    """Returns `value` as an int in `[low, high)`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or not low <= value < high
+    ):
+        where = f" of at least {low}" if math.isfinite(low) else ""
+        where = f" in [{low}, {high})" if math.isfinite(high) else where
+        raise ValueError(f"`{name}` must be an integer{where}. Received: {name}={value!r}")
     return int(value)
 
 
@@ -93,7 +98,10 @@ def check_rates(name, values):
     expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
     rates = _as_array(name, getattr(values, "priors", values), expected)
     if rates.ndim > 1 or not ((rates > 0) & (rates < 1)).all():
-        raise ValueError(f"`{name}` must be {expected}. Received: {name}={values!r}")
+        raise ValueError(
+            f"`{name}` must be {expected} (`ClassPrior(..., smoothing=1.0)` keeps them there). "
+            f"Received: {name}={rates.tolist()}"
+        )
     if rates.size == 1:
         rates = rates.reshape(())
     return np.stack([1.0 - rates, rates], axis=-1)

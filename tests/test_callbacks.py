@@ -63,14 +63,46 @@ def test_without_weights_and_names(model, data, capsys):
     assert sorted(line.split()[-1] for line in lines[1:]) == ["0", "1"]
 
 
-def test_bad_arguments(model, data):
+def test_masked_positions_do_not_count(rng, capsys):
+    tokens = rng.integers(1, 20, (16, 7))
+    tokens[:, 4:] = 0
+    y = np.where(tokens == 0, 0, 1 + tokens % 3)  # Class 0 is padding only.
+    model = keras.Sequential([keras.layers.Embedding(20, 8, mask_zero=True), keras.layers.Dense(K)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(tokens, y, callbacks=[callbacks.PerClassReport((tokens, y))], verbose=0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Epoch 1: the worst of 3 classes"
+    assert sorted(line.split()[-1] for line in lines[1:]) == ["1", "2", "3"]
+
+
+def test_bad_arguments(data):
     x, y, w = data
     with pytest.raises(ValueError, match=r"can be read each epoch. Received: a generator"):
         callbacks.PerClassReport(batch for batch in batches(x, y, w))
+    with pytest.raises(ValueError, match="must be a tuple of arrays"):
+        callbacks.PerClassReport([x, y])
     with pytest.raises(ValueError, match="`num_classes_shown` must be an integer of at least 1"):
         callbacks.PerClassReport((x, y), num_classes_shown=0)
-    report = callbacks.PerClassReport((x, y), class_names=["a"])
-    with pytest.raises(ValueError, match=r"a name for each of the 4 classes. Received: 1 names"):
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x, y: ((x, y), ["a"]), r"a name for each of the 4 classes. Received: 1 names"),
+        (lambda x, y: ([], None), "expected at least one batch"),
+        (lambda x, y: ((x, y - 1), None), r"must have labels in \[0, 4\), or `ignore_class`"),
+    ],
+)
+def test_bad_data(make, message, model, data):
+    x, y, _ = data
+    report = callbacks.PerClassReport(*make(x, y))
+    with pytest.raises(ValueError, match=message):
         model.fit(x, y, callbacks=[report], verbose=0)
-    with pytest.raises(ValueError, match="expected at least one batch"):
-        model.fit(x, y, callbacks=[callbacks.PerClassReport([])], verbose=0)
+
+
+def test_one_logit_is_refused(data):
+    x, y, _ = data
+    model = keras.Sequential([keras.Input((K,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="a model with one output an example"):
+        model.fit(x, y, callbacks=[callbacks.PerClassReport((x, y))], verbose=0)

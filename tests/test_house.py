@@ -16,9 +16,14 @@ PACKAGE = pathlib.Path(keras_balanced.__file__).parent
 # What each module may import: its floor and those below.
 FLOORS = {
     "validation": {"numpy"},
+    "masks": {"keras"},
     "functional": {"keras", "numpy", "keras_balanced.validation"},
     **{
-        name: {"keras", "numpy", "keras_balanced.functional", "keras_balanced.validation"}
+        name: {
+            "keras",
+            "numpy",
+            *(f"keras_balanced.{n}" for n in ("functional", "masks", "validation")),
+        }
         for name in ("losses", "layers", "metrics", "datasets", "models", "plots")
     },
 }

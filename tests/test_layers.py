@@ -53,6 +53,7 @@ SOURCES = {
     "list": lambda: LABELS.tolist(),
     "tensor": lambda: ops.convert_to_tensor(LABELS),
     "one-hot": lambda: np.eye(3)[LABELS],
+    "nested list of one-hot": lambda: np.eye(3, dtype=int)[LABELS].tolist(),
     "list of batches": lambda: [LABELS[:3], LABELS[3:]],
     "generator of (x, y)": lambda: ((X[i : i + 3], LABELS[i : i + 3]) for i in range(0, 7, 3)),
     "generator of (x, y, w)": lambda: ((X[i], LABELS[i], 0.5) for i in range(7)),
@@ -199,6 +200,14 @@ def test_counts_are_exact_beyond_float32():
     np.testing.assert_array_equal(prior.counts, [2**24 + 1, 2**31 + 2])
 
 
+def test_weights_of_other_classes_are_refused(tmp_path):
+    path = tmp_path / "counts.weights.h5"
+    inputs = keras.Input((), dtype="int32")
+    keras.Sequential([inputs, ClassPrior(3, counts=COUNTS)]).save_weights(path)
+    with pytest.raises(ValueError, match=r"`counts` must be .*\(5,\)"):
+        keras.Sequential([inputs, ClassPrior(5)]).load_weights(path)
+
+
 @pytest.mark.parametrize("counts", [[1, 2], [1, 2, -1], [1, 2, np.inf], [[1, 2, 3]], "many"])
 def test_bad_counts(counts):
     with pytest.raises(ValueError, match=r"`counts` must be .*\(3,\).*Received: counts="):
@@ -247,6 +256,14 @@ def test_call(output_mode, expected):
     for labels in (LABELS, LABELS[:, None], LABELS.astype("float32")):
         output = ops.convert_to_numpy(prior(labels))
         np.testing.assert_allclose(output, expected[labels.astype(int)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_call_on_a_label_that_is_none_gives_nan(label):
+    outputs = ops.convert_to_numpy(ClassPrior(3, counts=COUNTS)(np.array([0, label])))
+    np.testing.assert_array_equal(np.isnan(outputs), [False, True])
+    outputs = ClassPrior(2, multi_label=True, counts=[[1, 2], [2, 1]])(np.array([[0, label]]))
+    np.testing.assert_array_equal(np.isnan(ops.convert_to_numpy(outputs)), [[False, True]])
 
 
 def test_balanced_weights_average_to_one():
@@ -315,6 +332,8 @@ def test_bad_arguments(arguments, message):
         ((X, LABELS), r"Received: a tuple; pass only its labels"),
         ([(X, LABELS, LABELS, LABELS)], r"Received: a tuple of 4"),
         ([LABELS[:2], LABELS + 2], r"Labels must be in \[0, 3\)"),
+        (list(np.eye(3, dtype=int)[LABELS]), r"look like one one-hot vector; batch them"),
+        (iter(zip(X, np.eye(3)[LABELS], strict=True)), "look like one one-hot vector"),
     ],
 )
 def test_bad_data_keeps_the_former_counts(data, message):
@@ -412,6 +431,12 @@ def test_logit_adjustment_round_trip(rng, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.get_layer("last").get_config() == layer.get_config()
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="Keras leaves no mark on JAX")
+def test_logit_adjustment_refuses_a_softmax():
+    with pytest.raises(ValueError, match="output of a softmax"):
+        LogitAdjustment([6, 3, 1])(keras.layers.Softmax()(np.zeros((1, 3), "float32")))
 
 
 def test_logit_adjustment_leaves_training_alone(rng):

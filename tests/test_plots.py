@@ -8,6 +8,7 @@ mpl.use("Agg")
 from matplotlib import pyplot
 from sklearn import calibration, metrics
 
+import keras_balanced
 from keras_balanced import plots
 
 
@@ -42,7 +43,7 @@ def test_many_classes_as_lines():
 
 def test_confusion_matrix_is_scikit_learns(rng):
     labels, predicted = rng.integers(0, 4, (2, 100))
-    ax = plots.confusion_matrix(labels, predicted, class_names=list("abcd"))
+    ax = plots.confusion_matrix(labels, predicted, class_names=np.array(list("abcd")))
     expected = metrics.confusion_matrix(labels, predicted, normalize="true")
     np.testing.assert_allclose(ax.images[0].get_array(), expected)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == list("abcd")
@@ -66,3 +67,16 @@ def test_reliability_diagram_is_scikit_learns(rng):
     )
     np.testing.assert_allclose(ax.lines[1].get_xdata(), predicted)
     np.testing.assert_allclose(ax.lines[1].get_ydata(), observed)
+
+
+def test_counts_of_zero_and_of_a_layer():
+    ax = plots.class_counts(keras_balanced.ClassPrior(3, counts=[100, 0, 1]))
+    assert [bar.get_height() for bar in ax.patches] == [100, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels"), [([[3.0, -1.0]], [0]), ([[0.5, 0.5]], [-1]), ([[0.5, 0.5]], [2])]
+)
+def test_reliability_diagram_refuses(probabilities, labels):
+    with pytest.raises(ValueError, match="not logits, and `labels` classes"):
+        plots.reliability_diagram(probabilities, labels)

@@ -154,6 +154,46 @@ def test_ignore_class_is_that_of_keras(rng):
         np.testing.assert_allclose(numpy(ours), numpy(expected), rtol=1e-5)
 
 
+def test_nan_logits_at_ignored_positions_stay_there(make, rng, gradient):
+    y, z = batch(rng, (8,))
+    y[3], z[3] = -1, np.nan
+    ours = gradient(lambda z: make(ignore_class=-1)(y, z), z)
+    assert (ours[3] == 0).all()
+    assert np.isfinite(ours).all()
+
+
+@pytest.mark.parametrize("ignored", [None, -1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_of_fewer_axes_with_masks_and_ignored_labels(make, ignored, masked, rng):
+    y, z = batch(rng, (8, 5))
+    y = y if ignored is None else np.where(rng.random(y.shape) < 0.3, ignored, y)
+    w = rng.random(8).astype("float32")
+    kept = (y != -1) & (z[..., 0] > 0 if masked else True)
+    ours = make(ignore_class=ignored)(y, Masked()(z) if masked else z, w)
+    expected = make()(y[kept], z[kept], np.broadcast_to(w[:, None], y.shape)[kept])
+    # Without a mask Keras's mean is over all positions.
+    np.testing.assert_allclose(float(ours), float(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [-1, K, 255])
+@pytest.mark.parametrize("column", [False, True])
+def test_labels_that_do_not_count_may_be_anything(make, label, column, rng, gradient):
+    y, z = batch(rng, (8, 5))
+    kept = z[..., 0] > 0
+    padded = np.where(kept, y, label)
+    if column:
+        padded = padded[..., None]
+    expected = float(make()(y[kept], z[kept]))
+    assert float(make()(padded, Masked()(z))) == pytest.approx(expected, rel=1e-5)
+    w = kept.astype("float32")
+    total = make(reduction="sum")
+    expected = float(total(y[kept], z[kept]))
+    assert float(total(padded, z, w)) == pytest.approx(expected, rel=1e-5)
+    ours = gradient(lambda z: total(padded, z, w), z)
+    assert np.isfinite(ours).all()
+    assert (ours[~kept] == 0).all()
+
+
 def test_all_ignored_is_zero(make):
     loss = make(ignore_class=-1)
     assert float(loss(np.full(3, -1), np.ones((3, K), "float32"))) == 0.0
@@ -320,10 +360,27 @@ def test_mask_of_a_layer_covers_all_labels(rng):
     kept = (y != -1) & (z[..., :1] > 0)
     ours = BinaryGLALoss(rates, ignore_class=-1)(y, Masked()(z))
     assert float(ours) == pytest.approx(values[kept].mean(), rel=1e-5)
+    # And with one rate for all labels.
+    values = numpy(BinaryGLALoss(0.1, reduction=None)(np.maximum(y, 0), z))
+    ours = BinaryGLALoss(0.1, ignore_class=-1)(y, Masked()(z))
+    assert float(ours) == pytest.approx(values[kept].mean(), rel=1e-5)
     # And that of one logit an example.
     ours = BinaryGLALoss(0.1)(np.maximum(y[..., :1], 0), Masked()(z[..., :1]))
     values = numpy(BinaryGLALoss(0.1, reduction=None)(np.maximum(y[..., 0], 0), z[..., 0]))
     assert float(ours) == pytest.approx(values[z[..., 0] > 0].mean(), rel=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="dynamic shapes")
+def test_binary_weights_where_the_last_axis_is_unknown(rng):
+    import tensorflow as tf
+
+    y, z = rng.integers(0, 2, (4, 3)), rng.standard_normal((4, 3)).astype("float32")
+    w = rng.random(4).astype("float32")
+    loss = BinaryGLALoss(0.3)
+    unknown = tf.TensorSpec((None, None))
+    function = tf.function(loss, input_signature=[unknown, unknown, tf.TensorSpec((None,))])
+    ours = function(y.astype("float32"), z, w)
+    assert float(ours) == pytest.approx(float(loss(y, z, w)), rel=1e-6)
 
 
 @pytest.mark.parametrize("binary", [BinaryGLALoss, BinaryGCALoss])
@@ -353,7 +410,7 @@ def test_label_that_is_none_gives_nan(label):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"priors": 0.0}, r"`priors` must be the positive rate.*in \(0, 1\). Received: priors=0.0"),
+        ({"priors": 0.0}, r"`priors` must be the positive rate.*in \(0, 1\).*Received: priors=0.0"),
         ({"priors": [0.5, 1.0]}, "`priors` must be the positive rate"),
         ({"priors": [[0.5]]}, "`priors` must be the positive rate"),
         ({"priors": "half"}, "`priors` must be the positive rate.*priors='half'"),
