@@ -35,7 +35,7 @@ __all__ = [
     "gla_loss",
 ]
 
-_ON_DEMAND = ("callbacks", "datasets", "models", "plots", "serving")
+_ON_DEMAND = ("callbacks", "datasets", "models", "plots", "serving", "tuning")
 
 
 def __getattr__(name):

@@ -1,0 +1,352 @@
+"""Searches with real tuners: what they try, and what a kill leaves of them."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+keras_tuner = pytest.importorskip("keras_tuner")
+
+from keras_balanced import BalancedAccuracy, GCALoss, GLALoss, tuning
+
+# KerasTuner's own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
+]
+PRIORS = [100, 30, 1]
+
+
+def build():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+
+def examples(count=60):
+    rng = np.random.default_rng(0)
+    y = np.arange(count) % 3
+    return (rng.normal(size=(count, 4)) + 2 * np.eye(3, 4)[y]).astype("float32"), y
+
+
+def names(tuner):
+    return [hp.name for hp in tuner.oracle.get_space().space]
+
+
+def visited(tuner):
+    """Runs a search that trains nothing, and returns the losses that it came by."""
+    losses = []
+
+    def run_trial(trial, *args, **kwargs):
+        losses.append(tuner.hypermodel.loss(trial.hyperparameters))
+        return {"val_balanced_accuracy": 0.5}
+
+    tuner.run_trial = run_trial
+    tuner.search(verbose=0)
+    return losses
+
+
+def identity(loss):
+    config = loss.get_config()
+    del config["name"]
+    if isinstance(loss, GLALoss) and loss.tau is None:
+        config["tau"] = 1 / (1 - loss.q)
+    return type(loss).__name__, json.dumps(config, sort_keys=True)
+
+
+GRIDS = [
+    ({"tau": [None], "margins": [None]}, 20),  # the paper's, for both losses
+    ({}, 19 + 10 + 3),  # at q = 0 both tau are 1; margins up to q = 0.2
+    ({"margins": ["cube_root"]}, 19 + 3),
+    ({"tau": [None, 1.25, 1.0]}, 28 + 10 + 3),  # at q = 0.2 two are 1.25
+    ({"losses": ["gca"], "margins": ["cube_root", [1, 2, 3], None]}, 3 + 4 + 10),
+    ({"losses": ["gla"], "q": [0.3], "tau": [None]}, 1),
+]
+
+
+@pytest.mark.parametrize(("grid", "size"), GRIDS)
+@pytest.mark.parametrize("tuner_class", [tuning.GridSearch, keras_tuner.GridSearch])
+def test_grid_search_runs_each_distinct_loss_once(tuner_class, grid, size, tmp_path):
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, **grid)
+    tuner = tuner_class(hypermodel, objective=hypermodel.objective, directory=tmp_path)
+    losses = visited(tuner)
+    assert len(losses) == len({identity(loss) for loss in losses}) == size
+    for loss in losses:
+        rho = loss.surrogate.margins
+        assert rho is None or loss.q < rho.min() / rho.max()
+
+
+def test_random_search_runs_each_distinct_loss_at_most_once(tmp_path):
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, q=[0.0, 0.1])
+    tuner = keras_tuner.RandomSearch(
+        hypermodel, objective=hypermodel.objective, max_trials=50, seed=1, directory=tmp_path
+    )
+    losses = visited(tuner)
+    assert len(losses) == len({identity(loss) for loss in losses}) > 4
+
+
+def test_uniform_priors_leave_one_loss_for_each_q(tmp_path):
+    # Without shift, margins and weights GLA and GCA are the same.
+    hypermodel = tuning.BalancedHyperModel(build, [1, 1, 1])
+    assert len(hypermodel.grid) == 10
+
+
+def test_hyperparameters_are_conditional_and_the_users_own_stay(tmp_path):
+    def build_with(hp):
+        units = hp.Int("units", 4, 8, step=4)
+        return keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(units), keras.layers.Dense(3)]
+        )
+
+    hypermodel = tuning.BalancedHyperModel(build_with, PRIORS)
+    tuner = keras_tuner.RandomSearch(hypermodel, hypermodel.objective, directory=tmp_path)
+    assert names(tuner) == ["units", "loss", "q", "tau", "margins"]
+    for values, present in [
+        ({"loss": "gla", "q": 0.5}, {"units", "loss", "q", "tau"}),
+        ({"loss": "gla", "q": 0.0}, {"units", "loss", "q"}),
+        ({"loss": "gca", "q": 0.2}, {"units", "loss", "q", "margins"}),
+        ({"loss": "gca", "q": 0.3}, {"units", "loss", "q"}),
+    ]:
+        hp = tuner.oracle.get_space()
+        hp.values = {"units": 8, **values}
+        hp.ensure_active_values()
+        assert set(hp.values) == present
+        model = hypermodel.build(hp)
+        assert model.layers[0].units == 8
+        assert (model.loss.name, model.loss.q) == (f"{values['loss']}_loss", values["q"])
+
+
+def test_values_reach_the_loss():
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, margins=["cube_root", [1, 2, 2]])
+    losses = {point: (loss.q, loss) for point, loss in hypermodel.grid.items()}
+    assert losses["gla", 0.4, "1"][1].tau == 1.0
+    assert losses["gla", 0.4, "1/(1-q)"][1].tau is None
+    assert losses["gca", 0.1, "cube_root"][1].margins == "cube_root"
+    assert losses["gca", 0.4, "margins[1]"][1].margins == [1.0, 2.0, 2.0]
+    assert all(q == point[1] for point, (q, _) in losses.items())
+
+
+def test_compile_arguments_belong_to_one_model_each():
+    optimizer = keras.optimizers.SGD(0.5)
+    hypermodel = tuning.BalancedHyperModel(
+        build,
+        PRIORS,
+        compile_kwargs={"optimizer": optimizer, "metrics": ["accuracy"], "jit_compile": False},
+    )
+    models = [hypermodel.build(keras_tuner.HyperParameters()) for _ in range(2)]
+    assert all(float(model.optimizer.learning_rate) == 0.5 for model in models)
+    assert len({id(model.optimizer) for model in models} | {id(optimizer)}) == 3
+    x, y = examples()
+    for model in models:
+        history = model.fit(x, y, validation_data=(x, y), verbose=0).history
+        assert {"val_accuracy", "val_balanced_accuracy"} <= set(history)
+
+
+def test_an_optimizer_that_build_compiles_stays():
+    def compiled():
+        model = build()
+        model.compile(keras.optimizers.SGD(0.25), loss="mse")
+        return model
+
+    model = tuning.BalancedHyperModel(compiled, PRIORS).build(keras_tuner.HyperParameters())
+    assert float(model.optimizer.learning_rate) == 0.25
+    assert isinstance(model.loss, GLALoss)
+
+
+TUNERS = {
+    "random": lambda *args, **kwargs: keras_tuner.RandomSearch(*args, max_trials=3, **kwargs),
+    "grid": lambda *args, **kwargs: tuning.GridSearch(*args, max_trials=3, **kwargs),
+    "hyperband": lambda *args, **kwargs: keras_tuner.Hyperband(
+        *args, max_epochs=2, factor=2, **kwargs
+    ),
+    "bayesian": lambda *args, **kwargs: keras_tuner.BayesianOptimization(
+        *args, max_trials=4, num_initial_points=2, **kwargs
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_every_tuner_searches_and_reloads(name, tmp_path, capsys):
+    x, y = examples()
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, q=[0.0, 0.1], seed=0)
+    tuner = TUNERS[name](hypermodel, hypermodel.objective, seed=0, directory=tmp_path)
+    tuner.search(x, y, validation_data=(x, y), epochs=2, verbose=0)
+    best = tuner.oracle.get_best_trials(1)[0]
+    model = tuner.get_best_models()[0]
+    # The weights are those of the best epoch, and the loss that of the trial.
+    metrics = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert metrics["balanced_accuracy"] == pytest.approx(best.score)
+    assert identity(model.loss) == identity(hypermodel.loss(best.hyperparameters))
+    model.save(tmp_path / "best.keras")
+    loaded = keras.saving.load_model(tmp_path / "best.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    tuner.results_summary()
+    assert "val_balanced_accuracy" in capsys.readouterr().out
+
+
+def softmax_at_the_end():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+
+
+def softmax_as_a_layer():
+    return keras.Sequential([build(), keras.layers.Softmax()])
+
+
+def two_outputs():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (softmax_at_the_end, "ends in logits"),
+        (softmax_as_a_layer, "ends in logits"),
+        (two_outputs, r"each of the 3 classes of `priors`. Received: outputs of shape \(None, 2\)"),
+        (lambda: None, r"must return a `keras.Model`. Received: None"),
+    ],
+)
+def test_unfit_models_are_refused_when_the_tuner_is_made(build, message, tmp_path):
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS)
+    with pytest.raises(ValueError, match=message):
+        keras_tuner.RandomSearch(hypermodel, hypermodel.objective, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"q": []}, r"`q` must be a list of at least one value. Received: q=\[\]"),
+        ({"q": 0.5}, "`q` must be a list of at least one value. Received: q=0.5"),
+        ({"q": [0.5, 1.0]}, r"`q` must be in \[0, 1\). Received: q=1.0"),
+        ({"q": [-0.1]}, r"`q` must be in \[0, 1\). Received: q=-0.1"),
+        ({"losses": []}, "`losses` must be a list of at least one"),
+        ({"losses": "gla"}, "`losses` must be a list"),
+        ({"losses": ["focal"]}, r"must be of \['gla', 'gca'\]. Received: losses=\['focal'\]"),
+        ({"tau": []}, "`tau` must be a list"),
+        ({"tau": ["1"]}, "`tau` must be a finite number. Received: tau='1'"),
+        ({"margins": ["wide"]}, "`margins` must be"),
+        ({"margins": [[1, 2]]}, "each of the 3 classes"),
+        ({"losses": ["gca"], "q": [0.5], "margins": ["cube_root"]}, "No loss is left to search"),
+        ({"priors": [1, 0, 1]}, "`priors` must be positive"),
+        ({"build": 3}, "`build` must be a function"),
+        ({"compile_kwargs": {"loss": "mse"}}, "must not have a `loss`"),
+    ],
+)
+def test_bad_arguments_of_the_hypermodel(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tuning.BalancedHyperModel(**{"build": build, "priors": PRIORS, **arguments})
+
+
+def test_a_hyperparameter_of_build_must_have_another_name(tmp_path):
+    def build_with(hp):
+        hp.Choice("loss", ["mse", "mae"])
+        return build()
+
+    hypermodel = tuning.BalancedHyperModel(build_with, PRIORS)
+    with pytest.raises(ValueError, match="'loss' must be left to the hypermodel"):
+        keras_tuner.RandomSearch(hypermodel, hypermodel.objective, directory=tmp_path)
+
+
+@pytest.mark.parametrize("objective", ["val_loss", ["val_loss", "val_accuracy"]])
+def test_an_objective_on_a_loss_is_refused_before_training(objective, tmp_path):
+    x, y = examples()
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS)
+    tuner = keras_tuner.RandomSearch(hypermodel, objective, directory=tmp_path)
+    with pytest.raises(ValueError, match="must not be a loss, whose scale moves with `q`"):
+        tuner.search(x, y, validation_data=(x, y), verbose=0)
+    oracle = keras_tuner.oracles.RandomSearchOracle(objective)
+    with pytest.raises(ValueError, match="must not be a loss"):
+        tuning.CrossValidation(oracle, hypermodel, directory=tmp_path / "cv")
+
+
+SEARCH = """
+import os, pathlib, sys
+import keras, keras_tuner
+import numpy as np
+from keras_balanced import tuning
+
+kind, directory, log = sys.argv[1:]
+kill_after = int(os.environ.get("KILL_AFTER", 0))
+rng = np.random.default_rng(0)
+y = np.arange(90) % 3
+x = (rng.normal(size=(90, 4)) + np.eye(3, 4)[y]).astype("float32")
+
+
+def build(hp):
+    units = hp.Choice("units", [2, 4]) if kind == "random" else 4
+    return keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(units, "relu"), keras.layers.Dense(3)]
+    )
+
+
+class Log(keras.callbacks.Callback):
+    # Writes each training that starts, and dies in the middle of one.
+    def on_epoch_begin(self, epoch, logs=None):
+        path = pathlib.Path(log)
+        if epoch == 0:
+            with path.open("a") as file:
+                file.write(f"{self.model.loss.get_config()}\\n")
+        elif kill_after and len(path.read_text().splitlines()) > kill_after:
+            os.kill(os.getpid(), 9)
+
+
+hypermodel = tuning.BalancedHyperModel(
+    build, [100, 30, 1], q=[0.0, 0.1], tau=[None], seed=0,
+    compile_kwargs={"optimizer": "adam", "run_eagerly": False},
+)
+kwargs = {"directory": directory, "project_name": kind}
+if kind == "random":
+    tuner = keras_tuner.RandomSearch(
+        hypermodel, hypermodel.objective, max_trials=4, seed=3, **kwargs
+    )
+elif kind == "grid":
+    tuner = tuning.GridSearch(hypermodel, hypermodel.objective, **kwargs)
+else:
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective, max_trials=2)
+    tuner = tuning.CrossValidation(oracle, hypermodel, folds=3, **kwargs)
+held_out = {} if kind == "folds" else {"validation_data": (x[1::2], y[1::2])}
+tuner.search(x, y, **held_out, epochs=3, batch_size=10, callbacks=[Log()], verbose=0)
+"""
+
+
+def search(kind, directory, log, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", SEARCH, kind, str(directory), str(log)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def ranking(directory):
+    trials = [json.loads(path.read_text()) for path in directory.glob("*/trial_*/trial.json")]
+    assert all(trial["status"] == "COMPLETED" for trial in trials)
+    return sorted(
+        (trial["trial_id"], trial["score"], str(trial["hyperparameters"]["values"]))
+        for trial in trials
+    )
+
+
+@pytest.mark.parametrize(("kind", "trainings"), [("random", 4), ("grid", 6), ("folds", 6)])
+def test_kill_9_loses_the_training_under_way_only(kind, trainings, tmp_path):
+    whole = search(kind, tmp_path / "whole", tmp_path / "whole.log")
+    assert whole.returncode == 0, whole.stderr
+    log = tmp_path / "parts.log"
+    killed = search(kind, tmp_path / "parts", log, KILL_AFTER="2")
+    assert killed.returncode == -signal.SIGKILL
+    rest = search(kind, tmp_path / "parts", log)
+    assert rest.returncode == 0, rest.stderr
+
+    assert ranking(tmp_path / "parts") == ranking(tmp_path / "whole")
+    started = log.read_text().splitlines()
+    assert len((tmp_path / "whole.log").read_text().splitlines()) == trainings
+    # Two had ended; the third was killed and starts again, and no other does.
+    assert len(started) == trainings + 1
+    assert started[2] == started[3]
+    assert started[:3] + started[4:] == (tmp_path / "whole.log").read_text().splitlines()
