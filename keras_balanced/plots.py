@@ -176,6 +176,43 @@ def reliability_diagram(probabilities, labels, num_bins=15, ax=None):
     return ax
 
 
+def accuracy_against_q(table, ax=None):
+    """Draws the balanced accuracy against q, a curve for each loss, with standard errors.
+
+    Args:
+        table: Dicts of `loss`, `q`, `tau`, `margins` and `balanced_accuracy`, in `[0, 1]`, and
+            optionally `standard_error`, as in the table of `tuning.fast_search`.
+        ax: matplotlib axes to draw on. `None` makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: where matplotlib is missing.
+
+    Example:
+
+    >>> row = {"loss": "gla", "tau": "1", "margins": None, "standard_error": 0.02}
+    >>> points = [(0.0, 0.7), (0.5, 0.8)]
+    >>> ax = accuracy_against_q([{**row, "q": q, "balanced_accuracy": b} for q, b in points])
+    >>> print(ax.get_legend().get_texts()[0].get_text())
+    gla, tau 1
+    """
+    ax = _axes(ax)
+    curves = {}
+    for row in sorted(table, key=lambda row: row["q"]):
+        options = [f"{name} {row[name]}" for name in ("tau", "margins") if row[name]]
+        curves.setdefault(", ".join([row["loss"], *options]), []).append(row)
+    for name, rows in sorted(curves.items()):
+        q, scores = ([row[key] for row in rows] for key in ("q", "balanced_accuracy"))
+        errors = [row.get("standard_error", 0.0) for row in rows]
+        ax.errorbar(q, scores, errors, marker=".", capsize=2, linewidth=1, label=name)
+    ax.set_xlabel("q")
+    ax.set_ylabel("balanced accuracy")
+    ax.legend(frameon=False)
+    return ax
+
+
 def _axes(ax):
     if ax is not None:
         return ax

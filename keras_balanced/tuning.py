@@ -6,19 +6,38 @@ import inspect
 import json
 import os
 import pathlib
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import validation
 from keras_balanced.losses import GCALoss, GLALoss
 from keras_balanced.metrics import BalancedAccuracy
+from keras_balanced.validation import check_integer, check_mix, check_number
 
 try:
     import keras_tuner
 except ImportError as error:
     raise ImportError('Tuning needs KerasTuner: pip install "keras-balanced[tuner]"') from error
+
+
+def _save(self, fname):
+    """Saves the state of an oracle, trial or tuner in one piece."""
+    if "://" in str(fname):  # Not a local file.
+        return _save_in_place(self, fname)
+    part = f"{fname}.part"
+    text = json.dumps(self.get_state())
+    pathlib.Path(part).write_text(text)
+    os.replace(part, fname)
+    return text
+
+
+# KerasTuner empties a file before it writes it: a kill in between loses the whole search. This is
+# where all of its tuners do so.
+_Stateful = keras_tuner.Oracle.__base__
+_save_in_place = _Stateful.save
+_Stateful.save = _save
 
 _LOSSES = {"gla": GLALoss, "gca": GCALoss}
 # What each loss has to choose beside q.
@@ -96,7 +115,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
                 f"Received: loss={self.compile_kwargs['loss']!r}"
             )
         self.grid = _loss_grid(priors, losses, q, tau, margins)
-        self.num_classes = len(validation.check_mix("priors", priors))
+        self.num_classes = len(check_mix("priors", priors))
         self.seed = seed
         self._user_build = build if inspect.signature(build).parameters else lambda hp: build()
         super().__init__()
@@ -161,16 +180,64 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         return model.fit(*args, **kwargs)
 
 
-class GridSearch(keras_tuner.GridSearch):
-    """`keras_tuner.GridSearch` that can be stopped and resumed.
+class GridSearchOracle(keras_tuner.oracles.GridSearchOracle):
+    """`keras_tuner.oracles.GridSearchOracle` that can be stopped, and loses no worker's grid.
 
     KerasTuner's own forgets where in the grid it was: rerun after a stop it fails or ends early
-    ([keras-tuner #1055](https://github.com/keras-team/keras-tuner/issues/1055)).
+    ([keras-tuner #1055](https://github.com/keras-team/keras-tuner/issues/1055)). And where a worker
+    is lost, it lets the others wait for its trial.
     """
+
+    def populate_space(self, trial_id):
+        response = super().populate_space(trial_id)
+        if response["status"] == "IDLE":
+            # Go on behind the trials under way: their workers may be gone.
+            self._populate_next = [trial.trial_id for trial in self.ongoing_trials.values()]
+            response = super().populate_space(trial_id)
+        return response
 
     def reload(self):
         super().reload()
         _mend(self)
+        # It saves neither its trials in the order of the grid nor those to go on from.
+        in_order = functools.cmp_to_key(
+            lambda a, b: self._compare(
+                self.trials[a].hyperparameters.values, self.trials[b].hyperparameters.values
+            )
+        )
+        self._ordered_ids = type(self._ordered_ids)()
+        for trial_id in sorted(self.trials, key=in_order):
+            self._ordered_ids.insert(trial_id)
+        self._populate_next = list(self.start_order)
+
+
+class GridSearch(keras_tuner.Tuner):
+    """`keras_tuner.GridSearch` with the mended `GridSearchOracle`; its arguments are the same."""
+
+    def __init__(
+        self,
+        hypermodel=None,
+        objective=None,
+        max_trials=None,
+        seed=None,
+        hyperparameters=None,
+        tune_new_entries=True,
+        allow_new_entries=True,
+        max_retries_per_trial=0,
+        max_consecutive_failed_trials=3,
+        **kwargs,
+    ):
+        oracle = GridSearchOracle(
+            objective=objective,
+            max_trials=max_trials,
+            seed=seed,
+            hyperparameters=hyperparameters,
+            tune_new_entries=tune_new_entries,
+            allow_new_entries=allow_new_entries,
+            max_retries_per_trial=max_retries_per_trial,
+            max_consecutive_failed_trials=max_consecutive_failed_trials,
+        )
+        super().__init__(oracle, hypermodel, **kwargs)
 
 
 class CrossValidation(keras_tuner.Tuner):
@@ -222,14 +289,17 @@ class CrossValidation(keras_tuner.Tuner):
                 "The objective must be a metric on held-out data, `val_...`. "
                 f"Received: {oracle.objective.name!r}"
             )
-        self.folds = validation.check_integer("folds", folds, low=2)
-        self.seed = validation.check_integer("seed", seed)
+        self.folds = check_integer("folds", folds, low=2)
+        self.seed = check_integer("seed", seed)
         self._examples = None
+        if type(oracle) is keras_tuner.oracles.GridSearchOracle:
+            oracle.__class__ = GridSearchOracle  # Which only mends it.
         super().__init__(oracle, hypermodel, **kwargs)
 
     def reload(self):
         super().reload()
-        _mend(self)
+        if not self._is_worker():
+            _mend(self.oracle)
 
     def search(self, x, y=None, **fit_kwargs):
         """Searches. The arguments are those of `model.fit`.
@@ -257,9 +327,7 @@ class CrossValidation(keras_tuner.Tuner):
             examples = _Dataset(x, fit_kwargs.pop("batch_size", 32))
         else:
             examples = _Arrays(x, y, fit_kwargs.pop("sample_weight", None))
-        counts = np.bincount(
-            examples.labels, minlength=getattr(self.hypermodel, "num_classes", 0)
-        )
+        counts = np.bincount(examples.labels, minlength=getattr(self.hypermodel, "num_classes", 0))
         short = np.flatnonzero(counts < self.folds)
         if short.size:
             raise ValueError(
@@ -337,17 +405,246 @@ class CrossValidation(keras_tuner.Tuner):
         model = self.hypermodel.build(hp)
         fit_kwargs = {**self._fit_kwargs, **overrides}
         callbacks = copy.deepcopy(fit_kwargs.pop("callbacks", None) or [])
-        self.hypermodel.fit(
-            hp,
-            model,
-            **self._examples.of(chosen, shuffle=True),
-            **fit_kwargs,
-            callbacks=callbacks,
-        )
+        fit_kwargs = {**fit_kwargs, **self._examples.of(chosen, shuffle=True)}
+        self.hypermodel.fit(hp, model, **fit_kwargs, callbacks=callbacks)
         for callback in callbacks:
             if getattr(callback, "restore_best_weights", False):
                 return model, callback.best_epoch + 1
         return model, len(model.history.epoch)
+
+
+class FastSearch(NamedTuple):
+    """What `fast_search` found: the `table`, best first, the best `loss` and the `model`."""
+
+    table: list
+    loss: keras.losses.Loss
+    model: keras.Model | None
+
+
+def fast_search(
+    model,
+    train,
+    validation,
+    priors,
+    losses=("gla", "gca"),
+    q=_Q,
+    tau=(None, 1.0),
+    margins=("cube_root", None),
+    folds=5,
+    steps=500,
+    batch_size=1024,
+    learning_rate=0.01,
+    refit=False,
+    seed=0,
+):
+    """Ranks losses by refitting only the last layer of one trained model, for all of them at once.
+
+    The features, which the model hands to its last layer, are computed once and frozen. Heads for
+    every loss and fold train side by side in one program: on the training examples and all folds
+    of the validation examples but one, on which they are scored. So no head is scored on an
+    example that the features or the head have seen. The README says how far this ranking agrees
+    with that of full trainings.
+
+    Args:
+        model: Trained `keras.Model`, functional or sequential, whose last layer is a `Dense` that
+            gives the logits `(B, K)`.
+        train: Examples that the model was trained on: `(x, y)` arrays, or batches `(x, y)` in a
+            `tf.data.Dataset` or `PyDataset`. Labels are integers or one-hot.
+        validation: Examples that it was not trained on, in the same form.
+        priors: Class mix of `train`: `K` counts or probabilities, or an adapted `ClassPrior`.
+        losses: As in `BalancedHyperModel`, like the next three.
+        q: The values of `q`.
+        tau: The values of `tau` under GLA.
+        margins: The values of `margins` under GCA.
+        folds: Number of folds of the validation examples, at least 2.
+        steps: Number of training steps (Adam, cosine decay) of the heads.
+        batch_size: Examples a step. Memory grows with it, the grid, `folds` and `K`.
+        learning_rate: First learning rate.
+        refit: Whether to return a copy of the model with the best loss's head, fitted on all
+            examples (decoupled training, Kang et al., 2020), compiled with that loss.
+        seed: Seed of folds and batches.
+
+    Returns:
+        A `FastSearch`. Its table has a dict for each loss: `loss`, `q`, `tau` and `margins`
+        (`None` where the loss has none), `balanced_accuracy` over the classes in `validation`,
+        and its binomial `standard_error`.
+
+    Raises:
+        ValueError: for bad arguments, and a model or data that do not fit.
+
+    Example:
+
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.repeat([0, 1], [80, 20])
+    >>> x = rng.normal(size=(100, 2)) + y[:, None]
+    >>> model = keras.Sequential(
+    ...     [keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(2)]
+    ... )
+    >>> found = fast_search(model, (x, y), (x[::2], y[::2]), [80, 20], q=[0.0, 0.5], steps=5)
+    >>> print(len(found.table), sorted(found.table[0]))
+    7 ['balanced_accuracy', 'loss', 'margins', 'q', 'standard_error', 'tau']
+
+    References:
+        - [Kang et al., 2020](https://arxiv.org/abs/1910.09217)
+    """
+    folds = check_integer("folds", folds, low=2)
+    steps = check_integer("steps", steps, low=1)
+    grid = _loss_grid(priors, losses, q, tau, margins)
+    num_classes = len(next(iter(grid.values())).surrogate.priors)
+    _check_model(model, num_classes)
+    head = _last_layer(model)
+    if not isinstance(head, keras.layers.Dense) or not hasattr(model, "inputs"):
+        raise ValueError(
+            "`model` must be functional or sequential and end in a `Dense` layer. "
+            f"Received: {type(model).__name__} {model.name!r}, which ends in {head!r}"
+        )
+    if refit and not head.use_bias:
+        raise ValueError("`refit` needs a last layer with a bias. Received: use_bias=False")
+    extractor = keras.models.clone_model(
+        model,
+        clone_function=lambda layer: keras.layers.Identity() if layer is head else layer,
+        recursive=True,
+    )
+    x, y = _features(extractor, train, num_classes, "train")
+    x_val, y_val = _features(extractor, validation, num_classes, "validation")
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
+
+    # Heads for each loss: one for each fold left out, and one that leaves out none.
+    fold_of = _assign_folds(y_val, folds, seed)
+    heads = _Heads(list(grid.values()), folds, x.shape[-1])
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(x.shape[1:])
+    outputs = heads(inputs)
+    trainer = keras.Model(inputs, outputs)
+    trainer.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, steps)),
+        loss=heads.losses_of,
+    )
+    count = len(y) + len(y_val)
+    batch_size = min(batch_size, count)
+    epochs = -(-steps // -(-count // batch_size))
+    trainer.fit(
+        (np.concatenate([x, x_val]) - mean) / scale,
+        np.stack(
+            [np.concatenate([y, y_val]), np.concatenate([np.full(len(y), folds), fold_of])], axis=-1
+        ),
+        batch_size=batch_size,
+        epochs=epochs,
+        verbose=0,
+    )
+    predicted = keras.Model(inputs, ops.argmax(outputs, axis=-1)).predict(
+        (x_val - mean) / scale, batch_size=batch_size, verbose=0
+    )
+    predicted = predicted.reshape(len(y_val), len(grid), folds + 1)
+    hits = predicted[np.arange(len(y_val)), :, fold_of] == y_val[:, None]
+    present = np.unique(y_val)
+    sizes = np.array([(y_val == k).sum() for k in present])[:, None]
+    recalls = np.stack([hits[y_val == k].mean(axis=0) for k in present])
+    scores = recalls.mean(axis=0)
+    errors = np.sqrt((recalls * (1 - recalls) / sizes).sum(axis=0)) / len(present)
+    table = [
+        {
+            "loss": name,
+            "q": value,
+            "tau": option if name == "gla" else None,
+            "margins": option if name == "gca" else None,
+            "balanced_accuracy": float(score),
+            "standard_error": float(error),
+        }
+        for (name, value, option), score, error in zip(grid, scores, errors, strict=True)
+    ]
+    best = int(np.argmax(scores))
+    loss = list(grid.values())[best]
+    refitted = None
+    if refit:
+        kernel, bias = heads.head(best)
+        kernel = kernel / scale[:, None]
+        refitted = keras.models.clone_model(model)
+        refitted.set_weights(model.get_weights())
+        _last_layer(refitted).set_weights([kernel, bias - mean @ kernel])
+        refitted.compile(loss=loss, metrics=[BalancedAccuracy(num_classes)])
+    return FastSearch(sorted(table, key=lambda row: -row["balanced_accuracy"]), loss, refitted)
+
+
+class _Heads(keras.layers.Layer):
+    """Classifier heads for many losses, side by side: `(B, D)` to logits `(B, H, K)`.
+
+    A loss has `folds + 1` heads in a row; the j-th does not learn from fold j, the last from all.
+    """
+
+    def __init__(self, losses, folds, num_features):
+        super().__init__()
+        surrogates = [loss.surrogate for loss in losses for _ in range(folds + 1)]
+        num_classes = len(surrogates[0].priors)
+        self.folds, self.num_classes = folds, num_classes
+
+        def stacked(name, default):
+            arrays = [getattr(surrogate, name) for surrogate in surrogates]
+            default = np.full(num_classes, default)
+            return np.stack([default if a is None else a for a in arrays]).astype("float32")
+
+        self.shift = stacked("shift", 0.0)
+        self.inverse_margins = 1.0 / stacked("margins", 1.0).T
+        self.class_weights = stacked("weights", 1.0).T
+        self.q = np.array([surrogate.q for surrogate in surrogates], "float32")
+        left_out = np.arange(len(surrogates)) % (folds + 1)
+        self.learns = (np.arange(folds)[:, None] != left_out).astype("float32")
+        # The training examples are in no fold.
+        self.learns = np.concatenate([self.learns, np.ones((1, len(surrogates)), "float32")])
+        size = len(surrogates) * num_classes
+        self.kernel = self.add_weight((num_features, size), "zeros", name="kernel")
+        self.bias = self.add_weight((size,), "zeros", name="bias")
+        self.built = True
+
+    def call(self, x):
+        return ops.reshape(
+            ops.matmul(x, self.kernel) + self.bias, (-1, len(self.q), self.num_classes)
+        )
+
+    def losses_of(self, y_true, logits):
+        """Returns the sum over the heads `(B,)` of `functional`'s formula, with one q a head."""
+        labels, fold = ops.cast(y_true[:, 0], "int32"), ops.cast(y_true[:, 1], "int32")
+        inverse = ops.take(ops.convert_to_tensor(self.inverse_margins), labels, axis=0)
+        z = logits * inverse[..., None] + self.shift
+        true = ops.one_hot(labels, self.num_classes, dtype=z.dtype)[:, None, :]
+        cross_entropy = ops.logsumexp(z, axis=-1) - ops.sum(z * true, axis=-1)
+        psi = -ops.expm1(-self.q * cross_entropy) / np.where(self.q > 0, self.q, 1.0)
+        psi = ops.where(self.q > 0, psi, cross_entropy)
+        weights = ops.take(ops.convert_to_tensor(self.class_weights), labels, axis=0)
+        return ops.sum(psi * weights * ops.take(self.learns, fold, axis=0), axis=-1)
+
+    def head(self, index):
+        """Returns kernel and bias of a loss's head that learned from all."""
+        h = (index + 1) * (self.folds + 1) - 1
+        chosen = slice(h * self.num_classes, (h + 1) * self.num_classes)
+        kernel, bias = (ops.convert_to_numpy(w) for w in (self.kernel, self.bias))
+        return kernel[:, chosen], bias[chosen]
+
+
+def _last_layer(model):
+    layer = model
+    while getattr(layer, "layers", None):
+        layer = layer.layers[-1]
+    return layer
+
+
+def _features(extractor, data, num_classes, name):
+    """Returns features `(N, D)` and class ids `(N,)`."""
+    if isinstance(data, (tuple, list)):
+        x, y = extractor.predict(data[0], verbose=0), np.asarray(data[1])
+    else:
+        batches = [
+            (extractor.predict_on_batch(batch[0]), ops.convert_to_numpy(batch[1])) for batch in data
+        ]
+        x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    y = _class_ids(y)
+    if x.ndim != 2 or len(x) != len(y) or not len(y) or y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(
+            f"`{name}` must give features (N, D) and labels (N,) in [0, {num_classes}). "
+            f"Received: features of shape {x.shape} and labels of shape {y.shape}"
+            + (f" in [{y.min()}, {y.max()}]" if len(y) else "")
+        )
+    return x.astype("float32"), y
 
 
 class _Arrays:
@@ -365,9 +662,7 @@ class _Arrays:
         self.labels = _class_ids(self.arrays["y"])
         sizes = {len(array) for array in keras.tree.flatten(self.arrays)}
         if len(sizes) > 1:
-            raise ValueError(
-                f"All arrays must have one length. Received: lengths {sorted(sizes)}"
-            )
+            raise ValueError(f"All arrays must have one length. Received: lengths {sorted(sizes)}")
 
     def of(self, chosen, shuffle=False):
         # `fit` shuffles arrays.
@@ -393,12 +688,16 @@ class _Dataset:
     def of(self, chosen, shuffle=False):
         import tensorflow as tf
 
-        chosen = tf.constant(chosen)
-        examples = self.dataset.enumerate().filter(lambda i, _: chosen[i])
+        keep = tf.constant(chosen)
+        examples = self.dataset.enumerate().filter(lambda i, _: keep[i])
         examples = examples.map(lambda _, example: example)
+        # A filter hides how many there are, and Keras warns where they end.
+        examples = examples.apply(tf.data.experimental.assert_cardinality(int(chosen.sum())))
         if shuffle:
             examples = examples.shuffle(_SHUFFLE_BUFFER)
-        return {"x": examples.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
+        taken = {"x": examples.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
+        # Keras warns of its own default where it cannot shuffle.
+        return {**taken, "shuffle": False} if shuffle else taken
 
 
 def _class_ids(labels):
@@ -432,7 +731,7 @@ def _loss_grid(priors, losses, q, tau, margins):
         "gla": {_tau_label(value): {"tau": value} for value in tau},
         "gca": {_margins_label(i, value): {"margins": value} for i, value in enumerate(margins)},
     }
-    q = sorted({validation.check_number("q", value, low=0.0, high=1.0) for value in q})
+    q = sorted({check_number("q", value, low=0.0, high=1.0) for value in q})
     grid, seen = {}, set()
     for name in dict.fromkeys(losses):
         for value in q:
@@ -454,7 +753,7 @@ def _loss_grid(priors, losses, q, tau, margins):
 
 
 def _tau_label(tau):
-    return "1/(1-q)" if tau is None else f"{validation.check_number('tau', tau):g}"
+    return "1/(1-q)" if tau is None else f"{check_number('tau', tau):g}"
 
 
 def _margins_label(i, margins):
@@ -509,9 +808,7 @@ def _check_model(model, num_classes):
         raise keras_tuner.errors.FatalValueError(
             f"`build` must return a `keras.Model`. Received: {model!r}"
         )
-    layer = model
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
+    layer = _last_layer(model)
     activation = getattr(layer, "activation", None)
     squashing = (keras.activations.softmax, keras.activations.sigmoid)
     if activation in squashing or isinstance(layer, keras.layers.Softmax):
@@ -546,29 +843,17 @@ def _fresh(value):
     return value
 
 
-def _mend(tuner):
-    """Completes what an oracle read back after it was stopped."""
-    oracle = tuner.oracle
-    if tuner._is_worker():  # The chief's oracle is read by the chief.
-        return
-    # A trial is written just before the oracle is: a stop in between leaves the two apart.
-    for trial_id, trial in oracle.trials.items():
+def _mend(oracle):
+    """Brings an oracle that was read back into agreement with its trials.
+
+    A trial is written just before the oracle is: a kill in between leaves the two apart.
+    """
+    for trial_id, trial in sorted(oracle.trials.items()):
         ended = trial.status in ("COMPLETED", "FAILED")
         if trial_id not in oracle.start_order:
             oracle.start_order.append(trial_id)
         if ended and trial_id not in oracle.end_order:
             oracle.end_order.append(trial_id)
-            oracle._retry_queue = [id_ for id_ in oracle._retry_queue if id_ != trial_id]
+            oracle._retry_queue = [other for other in oracle._retry_queue if other != trial_id]
         if not ended and trial_id not in oracle._retry_queue:
             oracle._retry_queue.append(trial_id)
-    if isinstance(oracle, keras_tuner.oracles.GridSearchOracle):
-        # It saves neither its trials in the order of the grid nor those to go on from.
-        in_order = functools.cmp_to_key(
-            lambda a, b: oracle._compare(
-                oracle.trials[a].hyperparameters.values, oracle.trials[b].hyperparameters.values
-            )
-        )
-        oracle._ordered_ids = type(oracle._ordered_ids)()
-        for trial_id in sorted(oracle.trials, key=in_order):
-            oracle._ordered_ids.insert(trial_id)
-        oracle._populate_next = list(oracle.start_order)

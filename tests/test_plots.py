@@ -80,3 +80,21 @@ def test_counts_of_zero_and_of_a_layer():
 def test_reliability_diagram_refuses(probabilities, labels):
     with pytest.raises(ValueError, match="not logits, and `labels` classes"):
         plots.reliability_diagram(probabilities, labels)
+
+
+def test_accuracy_against_q():
+    def row(loss, q, accuracy, **option):
+        return {
+            **{"loss": loss, "q": q, "tau": None, "margins": None},
+            **{"balanced_accuracy": accuracy, "standard_error": 0.1, **option},
+        }
+
+    axes = plots.accuracy_against_q(
+        [row("gla", 0.5, 0.6, tau="1"), row("gla", 0.0, 0.7, tau="1"), row("gca", 0.2, 0.8)]
+    )
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["gca", "gla, tau 1"]
+    curves = [container[0].get_xydata().tolist() for container in axes.containers]
+    assert curves == [[[0.2, 0.8]], [[0.0, 0.7], [0.5, 0.6]]]
+    (segment,) = axes.containers[0][2][0].get_segments()
+    np.testing.assert_allclose(segment[:, 1], [0.7, 0.9])
