@@ -563,6 +563,7 @@ def fast_search(
         refitted.set_weights(model.get_weights())
         _last_layer(refitted).set_weights([kernel, bias - mean @ kernel])
         refitted.compile(loss=loss, metrics=[BalancedAccuracy(num_classes)])
+        refitted.optimizer.build(refitted.trainable_variables)  # For saving it.
     return FastSearch(sorted(table, key=lambda row: -row["balanced_accuracy"]), loss, refitted)
 
 
@@ -846,7 +847,8 @@ def _fresh(value):
 def _mend(oracle):
     """Brings an oracle that was read back into agreement with its trials.
 
-    A trial is written just before the oracle is: a kill in between leaves the two apart.
+    A trial is written just before the oracle is, and a chief writes a trial that ended as still
+    under way: what the trials' own files say holds.
     """
     for trial_id, trial in sorted(oracle.trials.items()):
         ended = trial.status in ("COMPLETED", "FAILED")
@@ -854,6 +856,7 @@ def _mend(oracle):
             oracle.start_order.append(trial_id)
         if ended and trial_id not in oracle.end_order:
             oracle.end_order.append(trial_id)
+        if ended:
             oracle._retry_queue = [other for other in oracle._retry_queue if other != trial_id]
-        if not ended and trial_id not in oracle._retry_queue:
+        elif trial_id not in oracle._retry_queue:
             oracle._retry_queue.append(trial_id)

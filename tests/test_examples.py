@@ -189,3 +189,30 @@ def test_bad_arguments(name, arguments, message, capsys):
     with pytest.raises(SystemExit):
         example(name).main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_tune_q(tmp_path, capsys):
+    tune_q = example("tune_q")
+    arguments = ["--epochs", "1", "--batch-size", "64", "--best", "1", "--folds", "2"]
+    arguments += ["--output", str(tmp_path)]
+    tune_q.main(arguments)
+    first = capsys.readouterr().out
+    assert (tmp_path / "tune_q.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((tmp_path / "fast.json").read_text())) > 20
+
+    # A rerun reads what is done.
+    tune_q.main(arguments)
+    again = capsys.readouterr().out
+    assert "Epoch 1/1" in first
+    assert "Epoch 1/1" not in again
+    assert again.endswith(first[first.index("\nTest set") :])
+    with pytest.raises(SystemExit, match="other settings"):
+        tune_q.main([*arguments, "--seed", "1"])
+    for wrong, message in [
+        (["--folds", "1"], "`folds` must be at least 2"),
+        (["--epochs", "0"], "`epochs` must be at least 1"),
+        (["--imbalance-ratio", "0"], "`imbalance_ratio` must be a finite number"),
+    ]:
+        with pytest.raises(SystemExit):
+            tune_q.main([*arguments, *wrong])
+        assert message in capsys.readouterr().err

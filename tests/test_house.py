@@ -26,6 +26,10 @@ FLOORS = {
         }
         for name in ("losses", "layers", "metrics", "datasets", "models", "plots")
     },
+    "tuning": {
+        *("keras", "numpy", "keras_tuner"),
+        *(f"keras_balanced.{name}" for name in ("losses", "metrics", "validation")),
+    },
 }
 FLOORS["callbacks"] = {"keras", "numpy", *(f"keras_balanced.{name}" for name in FLOORS)}
 FLOORS["serving"] = FLOORS["callbacks"]
