@@ -16,13 +16,8 @@ from keras_balanced import GLALoss, functional, tuning
 
 keras_tuner = pytest.importorskip("keras_tuner")
 
-# KerasTuner's own.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
-    # Its Gaussian process on a handful of trials.
-    pytest.mark.filterwarnings("ignore:The optimal value found for dimension"),
-]
+# KerasTuner's Gaussian process on a handful of trials.
+pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
 PRIORS = [100, 30, 1]
 
 
