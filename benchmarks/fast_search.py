@@ -100,6 +100,12 @@ def spearman(a, b):
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
+def of_best(scores, full):
+    """Returns the test score of the best point; of several that tie their mean."""
+    best = max(scores.values()) - 1e-6
+    return np.mean([full[point]["test"] for point, value in scores.items() if value > best])
+
+
 def compare(of):
     """Returns the numbers of one data set from its runs."""
     full = {(r["loss"], r["q"], r["option"]): r for r in of if r["kind"] == "full"}
@@ -110,8 +116,8 @@ def compare(of):
         for row in fast["table"]
     }
     tests = [run["test"] for run in full.values()]
-    by_validation = max(full.values(), key=lambda run: run["validation"])["test"]
-    by_fast = full[max(fast_scores, key=fast_scores.get)]["test"]
+    by_validation = of_best({point: run["validation"] for point, run in full.items()}, full)
+    by_fast = of_best(fast_scores, full)
     seconds = sum(run["seconds"] for run in full.values())
     base = full[BASE]
     return {
