@@ -186,6 +186,25 @@ class GridSearchOracle(keras_tuner.oracles.GridSearchOracle):
     KerasTuner's own forgets where in the grid it was: rerun after a stop it fails or ends early
     ([keras-tuner #1055](https://github.com/keras-team/keras-tuner/issues/1055)). And where a worker
     is lost, it lets the others wait for its trial.
+
+    Args:
+        objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
+        max_trials: The largest number of trials. `None` is the whole grid.
+        seed: Seed of what KerasTuner draws; the grid has no chance in it.
+        hyperparameters: Optional `keras_tuner.HyperParameters` to override or fix some.
+        tune_new_entries: Whether to search hyperparameters that `hyperparameters` lacks.
+        allow_new_entries: Whether a hypermodel may ask for such.
+        max_retries_per_trial: How often to train a trial again that failed.
+        max_consecutive_failed_trials: Failures in a row that end the search.
+
+    Raises:
+        ValueError: for arguments that KerasTuner refuses.
+
+    Example:
+
+    >>> oracle = GridSearchOracle(keras_tuner.Objective("val_balanced_accuracy", "max"))
+    >>> print(oracle.objective.direction)
+    max
     """
 
     def populate_space(self, trial_id):
@@ -212,7 +231,33 @@ class GridSearchOracle(keras_tuner.oracles.GridSearchOracle):
 
 
 class GridSearch(keras_tuner.Tuner):
-    """`keras_tuner.GridSearch` with the mended `GridSearchOracle`; its arguments are the same."""
+    """Searches a whole grid: `keras_tuner.GridSearch` with the mended `GridSearchOracle`.
+
+    Args:
+        hypermodel: A `BalancedHyperModel`.
+        objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
+        max_trials: The largest number of trials. `None` is the whole grid.
+        seed: Seed of what KerasTuner draws; the grid has no chance in it.
+        hyperparameters: Optional `keras_tuner.HyperParameters` to override or fix some.
+        tune_new_entries: Whether to search hyperparameters that `hyperparameters` lacks.
+        allow_new_entries: Whether a hypermodel may ask for such.
+        max_retries_per_trial: How often to train a trial again that failed.
+        max_consecutive_failed_trials: Failures in a row that end the search.
+        **kwargs: Further arguments of `keras_tuner.Tuner`: `directory`, `project_name`,
+            `overwrite`...
+
+    Raises:
+        ValueError: for arguments that KerasTuner refuses.
+
+    Example:
+
+    >>> def build():
+    ...     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> hypermodel = BalancedHyperModel(build, priors=[90, 10])
+    >>> tuner = GridSearch(hypermodel, hypermodel.objective, directory=getfixture("tmp_path"))
+    >>> print(tuner.oracle.objective.name)
+    val_balanced_accuracy
+    """
 
     def __init__(
         self,
@@ -245,8 +290,8 @@ class CrossValidation(keras_tuner.Tuner):
 
     The score of a trial is the mean over the folds of the objective on the fold held out, after
     the last epoch of training on the others; its standard error stands beside it in the trial's
-    metrics. Each fold is written to `folds.jsonl` in the trial's directory as it ends, and a
-    rerun starts at the first fold that is missing.
+    metrics. Each fold is written to a file in the trial's directory as it ends, and a rerun
+    starts at the first fold that is missing.
 
     `get_best_models()` trains the best configurations on all the data given to `search`, for as
     many epochs as the folds took on average, and keeps them as `refitted.keras` in the trial's

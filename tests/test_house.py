@@ -10,7 +10,7 @@ import keras
 import pytest
 
 import keras_balanced
-from keras_balanced import callbacks, datasets, metrics, models, plots, serving
+from keras_balanced import callbacks, datasets, metrics, models, plots, serving, tuning
 
 PACKAGE = pathlib.Path(keras_balanced.__file__).parent
 # What each module may import: its floor and those below.
@@ -38,9 +38,11 @@ EXPORTS = {name: getattr(keras_balanced, name) for name in keras_balanced.__all_
 CLASSES = {name: export for name, export in EXPORTS.items() if inspect.isclass(export)}
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
-    for module in (callbacks, datasets, metrics, models, plots, serving)
+    for module in (callbacks, datasets, metrics, models, plots, serving, tuning)
     for name, function in inspect.getmembers(module, callable)
-    if function.__module__ == module.__name__ and not name.startswith(("_", "check_"))
+    if function.__module__ == module.__name__
+    and not name.startswith(("_", "check_"))
+    and name != "FastSearch"
 }
 
 
