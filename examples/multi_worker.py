@@ -87,8 +87,9 @@ def batches(paths, each, per_replica, seed, step):
             x, y = file["x"].astype("float32") / 255, file["y"].astype("int32")
         shard = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(y), seed=seed)
         shards.append(shard.repeat().batch(each, drop_remainder=True))
-    dataset = tf.data.Dataset.zip(*shards) if len(shards) > 1 else shards[0].map(lambda *b: (b,))
-    dataset = dataset.map(lambda *parts: [tf.concat(arrays, 0) for arrays in zip(*parts)])
+    dataset = tf.data.Dataset.zip(tuple(shards)).map(
+        lambda *parts: tuple(tf.concat(arrays, 0) for arrays in zip(*parts, strict=True))
+    )
     dataset = dataset.skip(step).unbatch().batch(per_replica, drop_remainder=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
@@ -162,10 +163,8 @@ def train(args, strategy, worker, num_workers):
     prior = merged_prior(paths, strategy, num_workers)
     keras.utils.set_random_seed(args.seed)
     with strategy.scope():
-        if args.output.exists():
-            model = keras.models.load_model(args.output)
-        else:
-            model = build(prior, args)
+        saved = args.output.exists()
+        model = keras.models.load_model(args.output) if saved else build(prior, args)
         model.optimizer.build(model.trainable_variables)
     start = int(model.optimizer.iterations.numpy())
     print(f"Worker {worker}: counts {prior.counts.astype(int).tolist()}, starts at step {start}")

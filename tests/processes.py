@@ -43,6 +43,7 @@ def finish(*processes, seconds=150):
         for process in processes:
             process.kill()  # TensorFlow catches SIGTERM and waits.
             process.wait()
+            process.stdout.close()
 
 
 def run(*arguments, **environment):

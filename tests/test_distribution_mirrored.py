@@ -165,7 +165,7 @@ def refusal(strategy):
         model.compile("sgd", loss={"ce": CROSS_ENTROPY[0]()})
     try:
         model.fit(batches({"ce": CROSS_ENTROPY}, 31, 31), verbose=0)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -176,7 +176,7 @@ def late_strategy(strategy):
         with strategy.scope():
             model.compile("sgd", loss={"ce": CROSS_ENTROPY[0]()})
             model.fit(batches({"ce": CROSS_ENTROPY}, 30, 30), verbose=0)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 

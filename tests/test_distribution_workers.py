@@ -2,17 +2,17 @@
 
 import json
 import re
+import runpy
+import types
 
 import keras
 import numpy as np
 import pytest
-from processes import finish, free_addresses, run, start
+from processes import ROOT, finish, free_addresses, run, start
 
 pytest.importorskip("tensorflow", reason="needs TensorFlow")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("the example is TensorFlow's", allow_module_level=True)
-
-from test_examples import example  # noqa: E402
 
 PROGRAM = "examples/multi_worker.py"
 STEPS = 120
@@ -20,7 +20,7 @@ STEPS = 120
 
 @pytest.fixture(scope="module")
 def program():
-    return example("multi_worker")
+    return types.SimpleNamespace(**runpy.run_path(str(ROOT / PROGRAM)))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_a_worker_that_never_joins_ends_the_job(shards, tmp_path):
 
 
 def test_fit_does_not_work_there():
-    # keras-team/keras#20585. If this fails, `fit` is mended, and the guide and example can go.
+    # keras-team/keras#20585. If this fails, `fit` is mended, and the guide and example can go
     code = """
 import tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -188,5 +188,7 @@ def test_batches_are_the_same_for_any_number_of_workers(program, shards):
     for global_step in range(2):
         whole = np.concatenate(every[6 * global_step : 6 * global_step + 6])
         parts = [half[3 * global_step : 3 * global_step + 3] for half in halves]
-        np.testing.assert_array_equal(np.sort(whole), np.sort(np.concatenate(sum(parts, []))))
+        np.testing.assert_array_equal(
+            np.sort(whole), np.sort(np.concatenate([*parts[0], *parts[1]]))
+        )
     np.testing.assert_array_equal(labels(paths, 1)[:6], every[6:])
