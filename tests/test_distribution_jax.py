@@ -14,6 +14,10 @@ from processes import finish, free_addresses, start
 
 from keras_balanced import BalancedAccuracy, BinaryGCALoss, GCALoss, GLALoss
 
+pytestmark = [
+    pytest.mark.xdist_group("jax"),
+    pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs with KERAS_BACKEND=jax"),
+]
 COUNTS = np.arange(12, 0, -1) * 3
 K, FEATURES, EXAMPLES, BATCH = len(COUNTS), 6, 96, 24
 LOSSES = {
@@ -119,7 +123,6 @@ def main(role, *arguments):
 
 
 def found_by(*programs):
-    pytest.importorskip("jax", reason="needs JAX")
     environment = {"KERAS_BACKEND": "jax", "JAX_NUM_CPU_DEVICES": "1"}
     started = [start(__file__, *arguments, **{**environment, **e}) for *arguments, e in programs]
     found = []

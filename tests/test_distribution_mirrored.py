@@ -23,6 +23,12 @@ from keras_balanced import (
     LogitAdjustment,
 )
 
+pytestmark = [
+    pytest.mark.xdist_group("mirrored"),
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
+    ),
+]
 COUNTS = [40, 20, 10, 6, 4]
 K = len(COUNTS)
 STEPS, FEATURES = 4, 6  # of a sequence
@@ -204,7 +210,6 @@ def main(replicas):
 
 @pytest.fixture(scope="module")
 def found():
-    pytest.importorskip("tensorflow", reason="needs TensorFlow")
     programs = [start(__file__, n, KERAS_BACKEND="tensorflow") for n in (2, 4)]
     found = {}
     for replicas, (code, output) in zip((2, 4), finish(*programs), strict=True):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from processes import ROOT, finish, free_addresses, run, start
 
-pytest.importorskip("tensorflow", reason="needs TensorFlow")
-if keras.backend.backend() != "tensorflow":
-    pytest.skip("the example is TensorFlow's", allow_module_level=True)
-
+pytestmark = [
+    pytest.mark.xdist_group("workers"),
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
+    ),
+]
 PROGRAM = "examples/multi_worker.py"
 STEPS = 120
 
