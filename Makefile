@@ -17,11 +17,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-backends: $(BACKENDS)/installed
 	for backend in tensorflow jax torch; do \
-		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 --dist loadgroup || exit 1; \
+		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 --dist loadfile || exit 1; \
 	done
 
 $(VENV)/installed: pyproject.toml

@@ -14,7 +14,6 @@ QUICKSTART = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 PAGE = re.search(r"## Many devices, many machines\n.*?\n(?=## )", README, re.DOTALL)[0]
 DATA = QUICKSTART[: QUICKSTART.index("model =")] + "\n"
 JAX, HEAD, MACHINES, MIRRORED, TPU = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-pytestmark = pytest.mark.xdist_group("guide")
 
 
 def on(backend):

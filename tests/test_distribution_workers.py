@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 from processes import ROOT, finish, free_addresses, run, start
 
-pytestmark = [
-    pytest.mark.xdist_group("workers"),
-    pytest.mark.skipif(
-        keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
+)
 PROGRAM = "examples/multi_worker.py"
 STEPS = 120
 
