@@ -14,10 +14,9 @@ from processes import finish, free_addresses, start
 
 from keras_balanced import BalancedAccuracy, BinaryGCALoss, GCALoss, GLALoss
 
-pytestmark = [
-    pytest.mark.xdist_group("jax"),
-    pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs with KERAS_BACKEND=jax"),
-]
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="runs with KERAS_BACKEND=jax"
+)
 COUNTS = np.arange(12, 0, -1) * 3
 K, FEATURES, EXAMPLES, BATCH = len(COUNTS), 6, 96, 24
 LOSSES = {
