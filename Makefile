@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # All three backends of Keras. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
+CORE := $(patsubst %,tests/test_%.py,callbacks distribution_jax functional layers losses metrics \
+	numerics posterior round_trips serving targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -21,7 +23,7 @@ test: $(VENV)/installed
 
 test-backends: $(BACKENDS)/installed
 	for backend in tensorflow jax torch; do \
-		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 --dist loadfile || exit 1; \
+		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 $(CORE) || exit 1; \
 	done
 
 $(VENV)/installed: pyproject.toml

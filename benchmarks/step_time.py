@@ -69,14 +69,18 @@ def priors_of(num_classes):
     return priors / priors.sum()
 
 
-def value_and_gradient(name, shape, jit):
-    """Returns a function without arguments that computes both for random logits."""
+def random_batch(shape):
     rng = np.random.default_rng(0)
-    loss = LOSSES[name](priors_of(shape[1]))
     z = tf.constant(rng.standard_normal(shape), "float32")
-    y = tf.constant(rng.integers(0, shape[1], shape[0]), "int32")
+    return tf.constant(rng.integers(0, shape[1], shape[0]), "int32"), z
+
+
+def value_and_gradient(name, batch, jit):
+    """Returns a function without arguments that computes both for a batch of labels and logits."""
+    y, z = batch
+    loss = LOSSES[name](priors_of(z.shape[1]))
     if "one-hot" in name:
-        y = tf.one_hot(y, shape[1])
+        y = tf.one_hot(y, z.shape[1])
 
     @tf.function(jit_compile=jit)
     def step(y, z):
@@ -165,8 +169,8 @@ def summarise(rows):
 
 def peak_memory(name):
     """Returns the peak memory of value and gradient, in arrays of the size of the logits."""
-    step = value_and_gradient(name, MEMORY_SHAPE, jit=False)
-    value_and_gradient(name, (2, 3), jit=False)()  # What TensorFlow needs to start.
+    step = value_and_gradient(name, random_batch(MEMORY_SHAPE), jit=False)
+    value_and_gradient(name, random_batch((2, 3)), jit=False)()  # What TensorFlow needs to start.
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # The peak is now what stands here.
     before = kilobytes("VmHWM")
     step()
@@ -194,8 +198,9 @@ def main(argv=None):
     print("| shape | mode | loss | ms | ratio | 95% |\n|---|---|---|---|---|---|")
     rows = []
     for shape in SHAPES:
+        batch = random_batch(shape)
         for jit in (False, True):
-            functions = {name: value_and_gradient(name, shape, jit) for name in LOSSES}
+            functions = {name: value_and_gradient(name, batch, jit) for name in LOSSES}
             case = {"shape": f"{shape[0]} x {shape[1]}", "mode": "XLA" if jit else "graph"}
             rows += measure(case, functions, args.rounds, seconds_a_turn=0.02)
     results["value and gradient"] = rows

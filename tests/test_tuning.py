@@ -266,24 +266,17 @@ import keras, keras_tuner
 import numpy as np
 from keras_balanced import tuning
 
-kind, directory, log = sys.argv[1:]
+directory, *kinds = sys.argv[1:]
 kill_after = int(os.environ.get("KILL_AFTER", 0))
 rng = np.random.default_rng(0)
 y = np.arange(90) % 3
 x = (rng.normal(size=(90, 4)) + np.eye(3, 4)[y]).astype("float32")
 
 
-def build(hp):
-    units = hp.Choice("units", [2, 4]) if kind == "random" else 4
-    return keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(units, "relu"), keras.layers.Dense(3)]
-    )
-
-
 class Log(keras.callbacks.Callback):
     # Writes each training that starts, and dies in the middle of one.
     def on_epoch_begin(self, epoch, logs=None):
-        path = pathlib.Path(log)
+        path = pathlib.Path(directory, f"{kind}.log")
         if epoch == 0:
             with path.open("a") as file:
                 file.write(f"{self.model.loss.get_config()}\\n")
@@ -291,28 +284,39 @@ class Log(keras.callbacks.Callback):
             os.kill(os.getpid(), 9)
 
 
-hypermodel = tuning.BalancedHyperModel(
-    build, [100, 30, 1], q=[0.0, 0.1], tau=[None], seed=0,
-    compile_kwargs={"optimizer": "adam", "run_eagerly": False},
-)
-kwargs = {"directory": directory, "project_name": kind}
-if kind == "random":
-    tuner = keras_tuner.RandomSearch(
-        hypermodel, hypermodel.objective, max_trials=4, seed=3, **kwargs
+for kind in kinds:
+
+    def build(hp):
+        units = hp.Choice("units", [2, 4]) if kind == "random" else 4
+        return keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(units, "relu"), keras.layers.Dense(3)]
+        )
+
+    hypermodel = tuning.BalancedHyperModel(
+        build, [100, 30, 1], q=[0.0, 0.1], tau=[None], seed=0,
+        compile_kwargs={"optimizer": "adam", "run_eagerly": False},
     )
-elif kind == "grid":
-    tuner = tuning.GridSearch(hypermodel, hypermodel.objective, **kwargs)
-else:
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective, max_trials=2)
-    tuner = tuning.CrossValidation(oracle, hypermodel, folds=3, **kwargs)
-held_out = {} if kind == "folds" else {"validation_data": (x[1::2], y[1::2])}
-tuner.search(x, y, **held_out, epochs=3, batch_size=10, callbacks=[Log()], verbose=0)
+    kwargs = {"directory": directory, "project_name": kind}
+    if kind == "random":
+        tuner = keras_tuner.RandomSearch(
+            hypermodel, hypermodel.objective, max_trials=4, seed=3, **kwargs
+        )
+    elif kind == "grid":
+        tuner = tuning.GridSearch(hypermodel, hypermodel.objective, **kwargs)
+    else:
+        oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective, max_trials=2)
+        tuner = tuning.CrossValidation(oracle, hypermodel, folds=3, **kwargs)
+    held_out = {} if kind == "folds" else {"validation_data": (x[1::2], y[1::2])}
+    tuner.search(x, y, **held_out, epochs=3, batch_size=10, callbacks=[Log()], verbose=0)
 """
+# Each kind of search with the number of its trainings.
+TRAININGS = {"random": 4, "grid": 6, "folds": 6}
 
 
-def search(kind, directory, log, **environment):
+def search(directory, *kinds, **environment):
+    directory.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-c", SEARCH, kind, str(directory), str(log)],
+        [sys.executable, "-c", SEARCH, str(directory), *kinds],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -321,7 +325,7 @@ def search(kind, directory, log, **environment):
 
 
 def ranking(directory):
-    trials = [json.loads(path.read_text()) for path in directory.glob("*/trial_*/trial.json")]
+    trials = [json.loads(path.read_text()) for path in directory.glob("trial_*/trial.json")]
     assert all(trial["status"] == "COMPLETED" for trial in trials)
     return sorted(
         (trial["trial_id"], trial["score"], str(trial["hyperparameters"]["values"]))
@@ -329,23 +333,23 @@ def ranking(directory):
     )
 
 
-@pytest.mark.parametrize(("kind", "trainings"), [("random", 4), ("grid", 6), ("folds", 6)])
-def test_kill_9_loses_the_training_under_way_only(kind, trainings, tmp_path):
-    whole = search(kind, tmp_path / "whole", tmp_path / "whole.log")
-    assert whole.returncode == 0, whole.stderr
-    log = tmp_path / "parts.log"
-    killed = search(kind, tmp_path / "parts", log, KILL_AFTER="2")
-    assert killed.returncode == -signal.SIGKILL
-    rest = search(kind, tmp_path / "parts", log)
-    assert rest.returncode == 0, rest.stderr
+def test_kill_9_loses_the_training_under_way_only(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run = search(whole, *TRAININGS)
+    assert run.returncode == 0, run.stderr
+    for kind in TRAININGS:
+        assert search(parts, kind, KILL_AFTER="2").returncode == -signal.SIGKILL
+    run = search(parts, *TRAININGS)
+    assert run.returncode == 0, run.stderr
 
-    assert ranking(tmp_path / "parts") == ranking(tmp_path / "whole")
-    started = log.read_text().splitlines()
-    assert len((tmp_path / "whole.log").read_text().splitlines()) == trainings
-    # Two had ended; the third was killed and starts again, and no other does.
-    assert len(started) == trainings + 1
-    assert started[2] == started[3]
-    assert started[:3] + started[4:] == (tmp_path / "whole.log").read_text().splitlines()
+    for kind, trainings in TRAININGS.items():
+        assert ranking(parts / kind) == ranking(whole / kind)
+        expected = (whole / f"{kind}.log").read_text().splitlines()
+        started = (parts / f"{kind}.log").read_text().splitlines()
+        assert len(expected) == trainings
+        # Two had ended; the third was killed and starts again, and no other does.
+        assert started[2] == started[3]
+        assert started[:3] + started[4:] == expected
 
 
 def test_a_trial_that_ended_is_not_repeated_where_only_the_oracle_was_not_written(tmp_path):
