@@ -321,6 +321,22 @@ def refuse_probabilities(y_pred):
         )
 
 
+def last_layer(model):
+    """Returns the layer that gives the model's output."""
+    layer = model
+    while getattr(layer, "layers", None):
+        layer = layer.layers[-1]
+    return layer
+
+
+def gives_probabilities(layer):
+    """Says whether a layer ends in a softmax or sigmoid; also on JAX, where no mark is left."""
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    )
+
+
 def _check_mixes(priors, target_priors, binary):
     """Returns both mixes as probabilities with the classes on the last axis."""
     priors = check_rates("priors", priors) if binary else check_mix("priors", priors)

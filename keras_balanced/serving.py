@@ -340,14 +340,8 @@ def _check_model(model, loss):
         raise ValueError(
             f"`model` must have one output, the logits. Received: {len(model.outputs)} outputs"
         )
-    layer = model
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
-    # Found here because the mark that `functional.refuse_probabilities` looks for is not on JAX.
-    softmax = (keras.activations.softmax, keras.activations.sigmoid)
-    if loss.from_logits and (
-        isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in softmax
-    ):
+    layer = functional.last_layer(model)
+    if loss.from_logits and functional.gives_probabilities(layer):
         raise ValueError(
             "`model` must give logits, since its loss has `from_logits=True`. Received: a model "
             f"that ends in the softmax or sigmoid of its layer {layer.name!r}"

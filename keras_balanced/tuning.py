@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_balanced.functional import gives_probabilities, last_layer
 from keras_balanced.losses import GCALoss, GLALoss
 from keras_balanced.metrics import BalancedAccuracy
 from keras_balanced.validation import check_integer, check_mix, check_number
@@ -539,7 +540,7 @@ def fast_search(
     grid = _loss_grid(priors, losses, q, tau, margins)
     num_classes = len(next(iter(grid.values())).surrogate.priors)
     _check_model(model, num_classes)
-    head = _last_layer(model)
+    head = last_layer(model)
     if not isinstance(head, keras.layers.Dense) or not hasattr(model, "inputs"):
         raise ValueError(
             "`model` must be functional or sequential and end in a `Dense` layer. "
@@ -608,7 +609,7 @@ def fast_search(
         kernel = kernel / scale[:, None]
         refitted = keras.models.clone_model(model)
         refitted.set_weights(model.get_weights())
-        _last_layer(refitted).set_weights([kernel, bias - mean @ kernel])
+        last_layer(refitted).set_weights([kernel, bias - mean @ kernel])
         refitted.compile(loss=loss, metrics=[BalancedAccuracy(num_classes)])
         refitted.optimizer.build(refitted.trainable_variables)  # For saving it.
     return FastSearch(sorted(table, key=lambda row: -row["balanced_accuracy"]), loss, refitted)
@@ -667,13 +668,6 @@ class _Heads(keras.layers.Layer):
         chosen = slice(h * self.num_classes, (h + 1) * self.num_classes)
         kernel, bias = (ops.convert_to_numpy(w) for w in (self.kernel, self.bias))
         return kernel[:, chosen], bias[chosen]
-
-
-def _last_layer(model):
-    layer = model
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
-    return layer
 
 
 def _features(extractor, data, num_classes, name):
@@ -856,10 +850,8 @@ def _check_model(model, num_classes):
         raise keras_tuner.errors.FatalValueError(
             f"`build` must return a `keras.Model`. Received: {model!r}"
         )
-    layer = _last_layer(model)
-    activation = getattr(layer, "activation", None)
-    squashing = (keras.activations.softmax, keras.activations.sigmoid)
-    if activation in squashing or isinstance(layer, keras.layers.Softmax):
+    layer = last_layer(model)
+    if gives_probabilities(layer):
         raise keras_tuner.errors.FatalValueError(
             "`build` must return a model that ends in logits: remove the activation of its last "
             f"layer. Received: a model that ends in {layer.name!r}, with a softmax or sigmoid"

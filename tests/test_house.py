@@ -28,7 +28,7 @@ FLOORS = {
     },
     "tuning": {
         *("keras", "numpy", "keras_tuner"),
-        *(f"keras_balanced.{name}" for name in ("losses", "metrics", "validation")),
+        *(f"keras_balanced.{name}" for name in ("functional", "losses", "metrics", "validation")),
     },
 }
 FLOORS["callbacks"] = {"keras", "numpy", *(f"keras_balanced.{name}" for name in FLOORS)}
