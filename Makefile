@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 # All three backends of Keras. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
-CORE := $(patsubst %,tests/test_%.py,callbacks distribution_jax functional layers losses metrics \
-	numerics posterior round_trips serving targets)
+CORE := $(patsubst %,tests/test_%.py,callbacks distribution_cost distribution_guide distribution_jax \
+	functional layers losses metrics numerics posterior round_trips serving targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
