@@ -167,10 +167,10 @@ def summarise(rows):
     return summary
 
 
-def peak_memory(name):
+def peak_memory(name, jit):
     """Returns the peak memory of value and gradient, in arrays of the size of the logits."""
-    step = value_and_gradient(name, random_batch(MEMORY_SHAPE), jit=False)
-    value_and_gradient(name, random_batch((2, 3)), jit=False)()  # What TensorFlow needs to start.
+    step = value_and_gradient(name, random_batch(MEMORY_SHAPE), jit)
+    value_and_gradient(name, random_batch((2, 3)), jit)()  # What TensorFlow needs to start.
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # The peak is now what stands here.
     before = kilobytes("VmHWM")
     step()
@@ -187,9 +187,10 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--peak-memory", choices=LOSSES, help=argparse.SUPPRESS)
+    parser.add_argument("--jit", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.peak_memory:  # In a process of its own: a peak is the whole process's.
-        print(peak_memory(args.peak_memory))
+        print(peak_memory(args.peak_memory, args.jit))
         return
     if args.rounds < 2:
         parser.error(f"--rounds must be at least 2. Received: {args.rounds}")
@@ -210,13 +211,16 @@ def main(argv=None):
     functions = {name: train_step(name) for name in ("cross-entropy", "GLA", "GCA")}
     results["train step"] = measure({"step": "ResNet-32"}, functions, args.rounds, 0.0)
 
-    print("\n| loss | peak memory, in arrays (B, K) |\n|---|---|")
+    print("\n| peak memory, in arrays (B, K) | graph | XLA |\n|---|---|---|")
     results["peak memory"] = {}
     for name in LOSSES:
-        command = [sys.executable, __file__, "--peak-memory", name]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        results["peak memory"][name] = round(float(output), 2)
-        print(f"| {name} | {float(output):.2f} |", flush=True)
+        peaks = []
+        for jit in ([], ["--jit"]):
+            command = [sys.executable, __file__, "--peak-memory", name, *jit]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks.append(round(float(run.stdout), 2))
+        results["peak memory"][name] = peaks
+        print(f"| {name} | {peaks[0]:.2f} | {peaks[1]:.2f} |", flush=True)
 
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
