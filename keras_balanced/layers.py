@@ -107,7 +107,7 @@ class ClassPrior(keras.layers.Layer):
             ValueError: for labels that are none, or no labels at all; the former counts stay.
         """
         counts = np.zeros_like(self._counts)
-        vectors = []
+        vectors = []  # Whether each batch so far might be a one-hot vector in place of K labels.
         for labels, weights in _labels_and_weights(data, sample_weight, steps):
             labels = _to_numpy(labels)
             counts += self._count(labels, weights)
