@@ -107,13 +107,13 @@ class ClassPrior(keras.layers.Layer):
             ValueError: for labels that are none, or no labels at all; the former counts stay.
         """
         counts = np.zeros_like(self._counts)
-        vectors = []  # Whether each batch so far might be a one-hot vector in place of K labels.
+        batches, all_vectors = 0, not self.multi_label  # One-hot ones, that look like K labels.
         for labels, weights in _labels_and_weights(data, sample_weight, steps):
             labels = _to_numpy(labels)
             counts += self._count(labels, weights)
-            if all(vectors) and not self.multi_label:
-                vectors.append(labels.shape == (self.num_classes,) and labels.sum() == 1)
-        if len(vectors) > 1 and all(vectors):
+            batches += 1
+            all_vectors &= labels.shape == (self.num_classes,) and bool(labels.sum() == 1)
+        if batches > 1 and all_vectors:
             raise ValueError(
                 f"Labels must be integers, or (..., {self.num_classes}) targets with a batch "
                 "axis. Received: batches that all look like one one-hot vector; batch them"
