@@ -247,20 +247,19 @@ def _check_labels(labels, num_classes):
 
 def _cross_entropy_of_classes(logits, surrogate):
     """Returns what the cross-entropy would be for each true class, `(..., K)`."""
-    if surrogate.shift is not None:
-        logits = logits + _like(logits, surrogate.shift)
+    shift = _like(logits, _or(surrogate.shift, 0.0))
     if surrogate.margins is None:
-        return -ops.log_softmax(logits)
+        return -ops.log_softmax(logits + shift)
 
     def normalizer(inverse_margin, logits):
-        return ops.logsumexp(logits * inverse_margin, axis=-1)
+        return ops.logsumexp(logits * inverse_margin + shift, axis=-1)
 
     # One class at a time, and again for the gradient: all at once would take (..., K, K) memory.
     if keras.backend.backend() != "torch":  # There it saves nothing and takes ten times the time.
         normalizer = keras.remat(normalizer)
     inverse = _like(logits, 1.0 / surrogate.margins)
     normalizers = ops.map(lambda r: normalizer(r, logits), inverse)
-    return ops.moveaxis(normalizers, 0, -1) - logits * inverse
+    return ops.moveaxis(normalizers, 0, -1) - (logits * inverse + shift)
 
 
 def binary_loss(y_true, y_pred, surrogate, from_logits=True, ignore_class=None):
@@ -298,12 +297,13 @@ def log_posterior(logits, surrogate, target_priors):
     minimiser of the loss is where `u P = u` for `P[y, k] = softmax(z / rho_y + a)_k`. Equal
     margins make every row of `P` the same, hence `u = s`.
     """
+    shift = np.atleast_1d(_or(surrogate.shift, 0.0))
     if surrogate.margins is None:
-        log_s = ops.log_softmax(logits + _like(logits, _or(surrogate.shift, 0.0)))
+        log_s = ops.log_softmax(logits + _like(logits, shift))
         log_u = log_s
     else:
         inverse = _like(logits, 1.0 / surrogate.margins[..., :, None])
-        log_p = ops.log_softmax(logits[..., None, :] * inverse)
+        log_p = ops.log_softmax(logits[..., None, :] * inverse + _like(logits, shift[..., None, :]))
         log_s = ops.diagonal(log_p, axis1=-2, axis2=-1)
         log_u = _log_stationary(log_p)
     change = np.log(target_priors) - np.log(surrogate.priors)
