@@ -66,7 +66,7 @@ def parse_arguments(argv=None):
 
 
 class Batches(keras.utils.PyDataset):
-    """Shuffled batches; with `augment`, padded by 4 pixels, cropped and flipped at random."""
+    """Shuffled batches; with `augment`, padded by an eighth, cropped and flipped at random."""
 
     def __init__(self, x, y, batch_size, augment, seed):
         super().__init__()
@@ -75,7 +75,8 @@ class Batches(keras.utils.PyDataset):
         self.order = self.rng.permutation(len(y))
         self.crops = None
         if augment:
-            padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
+            margin = x.shape[1] // 8
+            padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
             self.crops = np.lib.stride_tricks.sliding_window_view(padded, x.shape[1:3], (1, 2))
 
     def __len__(self):
@@ -85,7 +86,7 @@ class Batches(keras.utils.PyDataset):
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         if self.crops is None:
             return self.x[chosen], self.y[chosen]
-        top, left = self.rng.integers(0, 9, (2, len(chosen)))
+        top, left = self.rng.integers(0, self.crops.shape[1], (2, len(chosen)))
         images = np.moveaxis(self.crops[chosen, top, left], 1, -1)
         flip = self.rng.random(len(chosen)) < 0.5
         images[flip] = images[flip, :, ::-1]

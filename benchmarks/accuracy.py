@@ -1,0 +1,445 @@
+"""Which loss is best on a long tail? Losses x data x imbalance x seeds, under one recipe.
+
+    python benchmarks/accuracy.py --protocol quick --output benchmarks/results/digits.jsonl
+    python benchmarks/accuracy.py --protocol cpu --output benchmarks/results/cifar10.jsonl
+    python benchmarks/accuracy.py --report benchmarks/results/digits.jsonl
+
+The seed of the subset and of the training move together. With several `--l2`, each loss chooses
+its own on a stratified hold-out of the tail at the first seed. Then it trains on the whole tail,
+and its last epoch is tested once. Every training is appended to `--output` as a line of JSON as it
+ends, and a rerun does what is missing.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "examples")]
+
+import accuracy_report  # noqa: E402
+import baselines  # noqa: E402
+import keras  # noqa: E402
+import long_tailed_cifar  # noqa: E402
+
+import keras_balanced  # noqa: E402
+from keras_balanced import GCALoss, GLALoss, datasets, models  # noqa: E402
+
+HELD_OUT = 0.2
+SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
+
+
+class Protocol(NamedTuple):
+    """A recipe, the same for every loss, and the conditions it is run under by default."""
+
+    datasets: tuple
+    ratios: tuple
+    seeds: tuple
+    losses: tuple
+    size: int
+    depth: int
+    epochs: int
+    batch_size: int
+    schedule: str
+    l2: tuple
+    augment: bool = True
+    profiles: tuple = ("exponential",)
+    learning_rate: float = 0.1
+    warmup_epochs: int = 5
+
+
+class Method(NamedTuple):
+    """A loss `counts -> loss`, and what else a method changes in a training."""
+
+    loss: Callable
+    then: Callable | None = None
+    oversample: bool = False
+    cosine_head: bool = False
+
+
+def cube_root_of_counts(counts):
+    return np.cbrt(np.asarray(counts, "float64"))
+
+
+METHODS = {
+    # Of other papers.
+    "ce": Method(lambda n: GLALoss(n, tau=0)),
+    "weighted": Method(lambda n: GCALoss(n, margins=None)),
+    "effective": Method(baselines.effective_number),
+    "focal": Method(baselines.FocalLoss),
+    "gce": Method(lambda n: GLALoss(n, q=0.7, tau=0)),
+    "oversampled": Method(lambda n: GLALoss(np.ones(len(n)), tau=0), oversample=True),
+    "immax": Method(lambda n: GCALoss(n, target_priors=n, consistent=False)),
+    "logit_adjusted": Method(lambda n: GLALoss(n)),
+    "vs": Method(lambda n: baselines.VSLoss(n, *((0.15, 1.25) if len(n) == 10 else (0.05, 0.75)))),
+    "ldam": Method(baselines.LDAMLoss, cosine_head=True),
+    "ldam_drw": Method(
+        baselines.LDAMLoss,
+        then=lambda n: baselines.LDAMLoss(n, baselines.effective_weights(n)),
+        cosine_head=True,
+    ),
+    "ce_drw": Method(lambda n: GLALoss(n, tau=0), then=baselines.effective_number),
+    # Deferred: cross-entropy first.
+    "logit_adjusted_deferred": Method(lambda n: GLALoss(n, tau=0), then=lambda n: GLALoss(n)),
+    "gca_deferred": Method(lambda n: GLALoss(n, tau=0), then=lambda n: GCALoss(n)),
+    # GLA: q and tau.
+    **{
+        f"gla_q{q}": Method(functools.partial(lambda q, n: GLALoss(n, q=q), q))
+        for q in (0.1, 0.2, 0.3, 0.5)
+    },
+    **{
+        f"gla_q{q}_tau1": Method(functools.partial(lambda q, n: GLALoss(n, q=q, tau=1), q))
+        for q in (0.1, 0.2, 0.3, 0.5)
+    },
+    "gla_q0_then_q0.3": Method(lambda n: GLALoss(n), then=lambda n: GLALoss(n, q=0.3)),
+    # GCA: margins and q.
+    "gca": Method(lambda n: GCALoss(n)),
+    **{f"gca_q{q}": Method(functools.partial(lambda q, n: GCALoss(n, q=q), q)) for q in (0.2, 0.4)},
+    **{
+        f"gca_none_q{q}": Method(functools.partial(lambda q, n: GCALoss(n, q=q, margins=None), q))
+        for q in (0.2, 0.4)
+    },
+    "gca_inconsistent": Method(lambda n: GCALoss(n, consistent=False)),
+    "gca_inconsistent_q0.2": Method(lambda n: GCALoss(n, q=0.2, consistent=False)),
+    "gca_counts": Method(lambda n: GCALoss(n, margins=cube_root_of_counts(n))),
+    "gca_counts_inconsistent": Method(
+        lambda n: GCALoss(n, margins=cube_root_of_counts(n), consistent=False)
+    ),
+    "gca_counts_q0.2": Method(lambda n: GCALoss(n, q=0.2, margins=cube_root_of_counts(n))),
+    "gca_q0_then_q0.3": Method(lambda n: GCALoss(n), then=lambda n: GCALoss(n, q=0.3)),
+    # GLA with the margins of GCA.
+    "gla_margins": Method(baselines.MarginGLALoss),
+    "gla_margins_inconsistent": Method(lambda n: baselines.MarginGLALoss(n, consistent=False)),
+    "gla_margins_q0.2": Method(lambda n: baselines.MarginGLALoss(n, q=0.2)),
+}
+
+PROTOCOLS = {
+    "quick": Protocol(
+        datasets=("digits",),
+        ratios=(10, 50),
+        seeds=tuple(range(5)),
+        losses=("ce", "weighted", "focal", "logit_adjusted", "ldam_drw", "vs", "gla_q0.2", "gca"),
+        size=8,
+        depth=8,
+        epochs=60,
+        batch_size=32,
+        schedule="cosine",
+        l2=(5e-4,),
+        augment=False,
+    ),
+    "cpu": Protocol(
+        datasets=("cifar10",),
+        ratios=(100,),
+        seeds=(0, 1, 2),
+        losses=("ce", "weighted", "focal", "logit_adjusted", "ldam_drw", "vs", "gla_q0.2", "gca"),
+        size=16,
+        depth=8,
+        epochs=50,
+        batch_size=128,
+        schedule="cosine",
+        l2=(1e-4, 5e-4),
+    ),
+    "paper": Protocol(
+        datasets=("cifar10", "cifar100"),
+        ratios=(10, 50, 100, 200),
+        seeds=(0, 1, 2),
+        losses=tuple(METHODS),
+        size=32,
+        depth=32,
+        epochs=200,
+        batch_size=128,
+        schedule="steps",
+        l2=(1e-4, 5e-4),
+        profiles=("exponential", "step"),
+    ),
+}
+CONDITIONS = ("datasets", "profiles", "ratios", "losses", "seeds", "l2")
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="quick")
+    parser.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
+    parser.add_argument("--profiles", nargs="+", choices=datasets.PROFILES)
+    parser.add_argument("--ratios", nargs="+", type=float)
+    parser.add_argument("--losses", nargs="+", choices=METHODS, metavar="LOSS")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--l2", nargs="+", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at a time")
+    parser.add_argument("--output", type=pathlib.Path, help="default: results/<protocol>.jsonl")
+    parser.add_argument("--report", type=pathlib.Path, nargs="+", help="only print these results")
+    parser.add_argument("--pictures", type=pathlib.Path, help="folder for the report's pictures")
+    parser.add_argument("--list", action="store_true", help="only list the losses")
+    args = parser.parse_args(argv)
+    protocol = PROTOCOLS[args.protocol]
+    given = {key: tuple(v) for key in CONDITIONS if (v := getattr(args, key)) is not None}
+    if args.epochs is not None:
+        given["epochs"] = args.epochs
+    args.recipe = protocol._replace(**given)
+    args.output = args.output or pathlib.Path("results") / f"{args.protocol}.jsonl"
+    try:
+        if args.recipe.epochs < 1 or args.workers < 1:
+            raise ValueError(
+                "`epochs` and `workers` must be at least 1. "
+                f"Received: epochs={args.recipe.epochs}, workers={args.workers}"
+            )
+        if min(args.recipe.l2) < 0:
+            raise ValueError(f"`l2` must not be negative. Received: {args.recipe.l2}")
+        for ratio in args.recipe.ratios:
+            datasets.check_imbalance(ratio, "step")
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def conditions(recipe):
+    """Returns the settings of every final training but its L2, seeds first."""
+    names = ("seed", "dataset", "profile", "ratio", "loss")
+    values = (recipe.seeds, recipe.datasets, recipe.profiles, recipe.ratios, recipe.losses)
+    return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+
+
+def selections(recipe):
+    """Returns the settings of the trainings on a part of the tail that choose the L2."""
+    if len(recipe.l2) == 1:
+        return []
+    return [
+        {**settings, "l2": l2, "held_out": HELD_OUT}
+        for settings in conditions(recipe._replace(seeds=recipe.seeds[:1]))
+        for l2 in recipe.l2
+    ]
+
+
+def finals(recipe, results):
+    """Returns the settings of the trainings on the whole tail, with the L2 that was chosen."""
+    return [
+        {**settings, "l2": chosen_l2(settings, recipe, results), "held_out": 0.0}
+        for settings in conditions(recipe)
+    ]
+
+
+def chosen_l2(settings, recipe, results):
+    if len(recipe.l2) == 1:
+        return recipe.l2[0]
+
+    def score(l2):
+        held_out = {**settings, "seed": recipe.seeds[0], "l2": l2, "held_out": HELD_OUT}
+        return max(
+            np.mean(list_of_known(results[key_of(held_out, recipe)][decision]))
+            for decision in ("recalls", "recalls_of_posterior")
+        )
+
+    return max(recipe.l2, key=score)
+
+
+def list_of_known(recalls):
+    """A class too small for the hold-out has no recall there."""
+    return [recall for recall in recalls if recall is not None]
+
+
+def recipe_of(recipe):
+    """The part of a protocol that a result depends on."""
+    return {k: v for k, v in recipe._asdict().items() if k not in CONDITIONS}
+
+
+def key_of(settings, recipe):
+    return json.dumps([settings, recipe_of(recipe)], sort_keys=True)
+
+
+@functools.lru_cache(maxsize=1)
+def load(dataset, ratio, profile, seed, held_out, size):
+    """Returns `(train, evaluation)` images of `size` pixels a side and labels."""
+    parts = datasets.load(dataset, ratio, profile, seed, held_out)
+    # With a hold-out the test set is not touched.
+    return [(shrink(x, size), y) for x, y in (parts[0], parts[1])]
+
+
+def shrink(images, size):
+    """Averages squares of pixels."""
+    factor = images.shape[1] // size
+    if factor == 1:
+        return images
+    squares = images.reshape(len(images), size, factor, size, factor, images.shape[-1])
+    return np.round(squares.mean(axis=(2, 4))).astype("uint8")
+
+
+def forever(batches):
+    """Yields batches without an end: to start an epoch anew would cost a small model its speed."""
+    while True:
+        for i in range(len(batches)):
+            yield batches[i]
+        batches.on_epoch_end()
+
+
+class BalancedBatches(long_tailed_cifar.Batches):
+    """An epoch of as many images as there are, each class drawn as often."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.on_epoch_end()
+
+    def on_epoch_end(self):
+        p = 1 / np.bincount(self.y)[self.y]
+        self.order = self.rng.choice(len(self.y), len(self.y), p=p / p.sum())
+
+
+def learning_rate(epoch, recipe):
+    if recipe.schedule == "steps":
+        return long_tailed_cifar.learning_rate(epoch, recipe.epochs)
+    warmup = min(recipe.warmup_epochs, recipe.epochs - 1)
+    if epoch < warmup:
+        return recipe.learning_rate * (epoch + 1) / warmup
+    passed = (epoch - warmup) / (recipe.epochs - warmup)
+    return recipe.learning_rate * 0.5 * (1 + np.cos(np.pi * passed))
+
+
+def build(method, x, y, l2, recipe, seed):
+    """Returns the untrained model and its batches."""
+    num_classes = int(y.max()) + 1
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x.astype("float32"))
+    resnet = models.resnet(x.shape[1:], num_classes, recipe.depth, l2)
+    if method.cosine_head:
+        head = baselines.CosineHead(num_classes, keras.regularizers.L2(l2))
+        resnet = keras.Model(resnet.input, head(resnet.layers[-1].input))
+    model = keras.Sequential([keras.Input(x.shape[1:]), normalization, resnet])
+    kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
+    return model, kind(x, y, recipe.batch_size, recipe.augment, seed)
+
+
+def run(job):
+    """Trains and evaluates once; returns the line of the results."""
+    settings, recipe = job
+    train, evaluation = load(
+        *(settings[k] for k in ("dataset", "ratio", "profile", "seed", "held_out")), recipe.size
+    )
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(settings["seed"])
+    method = METHODS[settings["loss"]]
+    counts = np.bincount(train[1])
+    model, batches = build(method, *train, settings["l2"], recipe, settings["seed"])
+    optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
+    rate = keras.callbacks.LearningRateScheduler(lambda epoch: learning_rate(epoch, recipe))
+    first = recipe.epochs if method.then is None else int(SECOND_PHASE * recipe.epochs)
+    start = time.perf_counter()
+    for loss_of, begin, end in (
+        (method.loss, 0, first),
+        (method.then, first, recipe.epochs),
+    ):
+        if begin < end:
+            loss = loss_of(counts)
+            model.compile(optimizer, loss, steps_per_execution=len(batches))
+            model.fit(
+                forever(batches),
+                steps_per_epoch=len(batches),
+                initial_epoch=begin,
+                epochs=end,
+                verbose=0,
+                shuffle=False,  # The batches are.
+                callbacks=[rate],
+            )
+    seconds = time.perf_counter() - start
+    of_logits, of_posterior = evaluate(model, loss, evaluation, counts)
+    result = {
+        "class_counts": counts.tolist(),
+        "train_recalls": evaluate(model, loss, train, counts)[0],
+        "recalls": of_logits,
+        "recalls_of_posterior": of_posterior,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(len(train[1]) * recipe.epochs / seconds),
+    }
+    return {
+        "settings": settings,
+        "recipe": recipe_of(recipe),
+        "result": result,
+        "versions": {
+            "keras_balanced": keras_balanced.__version__,
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def evaluate(model, loss, data, counts):
+    """Returns the recalls of the argmax of the logits and of the posterior."""
+    x, y = data
+    logits = model.predict(x, batch_size=500, verbose=0)
+    uniform = np.full(len(counts), 1 / len(counts))
+    posterior = [
+        keras.ops.convert_to_numpy(loss.posterior(logits[i : i + 1000], uniform))
+        for i in range(0, len(logits), 1000)
+    ]
+    return recalls(y, logits), recalls(y, np.concatenate(posterior))
+
+
+def recalls(y, scores):
+    right = scores.argmax(axis=-1) == y
+    of = np.bincount(y, minlength=scores.shape[-1])
+    hits = np.bincount(y[right], minlength=scores.shape[-1])
+    return [round(h / n, 6) if n else None for h, n in zip(hits.tolist(), of.tolist(), strict=True)]
+
+
+def run_all(jobs, recipe, results, output, workers):
+    """Runs the jobs that have no result yet, and writes each as it ends."""
+    missing = [settings for settings in jobs if key_of(settings, recipe) not in results]
+    print(f"{len(jobs) - len(missing)} trainings done before, {len(missing)} to do")
+    if not missing:
+        return
+    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(os.cpu_count() // workers, 1)))
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=50) as pool:
+        work = pool.imap_unordered(run, [(settings, recipe) for settings in missing])
+        for done, line in enumerate(work, 1):
+            with output.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            settings, result = line["settings"], line["result"]
+            results[key_of(settings, recipe)] = result
+            passed = time.perf_counter() - start
+            print(
+                f"{done}/{len(missing)} {passed / 60:.1f} min  {settings['dataset']} "
+                f"{settings['profile']} {settings['ratio']:g} seed {settings['seed']} "
+                f"l2 {settings['l2']:g} {settings['loss']}: "
+                f"{100 * np.mean(list_of_known(result['recalls'])):.1f} "
+                f"{100 * np.mean(list_of_known(result['recalls_of_posterior'])):.1f}",
+                flush=True,
+            )
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    if args.list:
+        print("\n".join(METHODS))
+        return
+    if not args.report:
+        recipe = args.recipe
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.open("a").close()
+        results = {
+            json.dumps([run["settings"], run["recipe"]], sort_keys=True): run["result"]
+            for run in long_tailed_cifar.read_results(args.output)
+        }
+        run_all(selections(recipe), recipe, results, args.output, args.workers)
+        run_all(finals(recipe, results), recipe, results, args.output, args.workers)
+    accuracy_report.report(args.report or [args.output], args.pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The tables and pictures of `accuracy.py`, from its lines of JSON."""
+
+import json
+import math
+import statistics
+from collections import defaultdict
+
+import long_tailed_cifar
+
+BASES = {"ce": "recalls", "ce, post-hoc": "recalls_of_posterior", "logit_adjusted": "recalls"}
+
+
+def report(paths, pictures=None):
+    """Prints a Markdown table for each data set, profile, ratio and recipe."""
+    tables = defaultdict(lambda: defaultdict(dict))
+    for path in paths:
+        for run in long_tailed_cifar.read_results(path):
+            settings = run["settings"]
+            if settings["held_out"]:
+                continue
+            names = ("dataset", "profile", "ratio")
+            condition = json.dumps([[settings[name] for name in names], run["recipe"]])
+            tables[condition][settings["loss"], settings["l2"]][settings["seed"]] = run["result"]
+    for condition, of_losses in tables.items():
+        (dataset, profile, ratio), recipe = json.loads(condition)
+        title = f"{dataset}, {profile}, ratio {ratio:g}"
+        print(f"\n### {title}\n")
+        print(", ".join(f"{key} {value}" for key, value in recipe.items()) + "\n")
+        print_table(of_losses)
+        if pictures is not None:
+            pictures.mkdir(parents=True, exist_ok=True)
+            name = f"{dataset}_{profile}_{ratio:g}_{recipe['epochs']}.png"
+            draw(of_losses, title, pictures / name)
+            print(f"\nPicture: {pictures / name}")
+
+
+def print_table(of_losses):
+    bases = {}
+    for name, decision in BASES.items():
+        found = [runs for (loss, _), runs in of_losses.items() if loss == name.split(",")[0]]
+        if len(found) == 1:
+            bases[name] = balanced(found[0], decision)
+    columns = ["loss", "L2", "seeds", "logits", "posterior", "worst class", "train"]
+    columns += [f"- {name}" for name in bases]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    for (loss, l2), runs in ranked(of_losses):
+        logits = balanced(runs, "recalls")
+        row = [loss, f"{l2:g}", len(runs), mean_and_error(logits.values())]
+        row.append(mean_and_error(balanced(runs, "recalls_of_posterior").values()))
+        row.append(f"{statistics.mean(100 * min(run['recalls']) for run in runs.values()):.1f}")
+        row.append(f"{statistics.mean(balanced(runs, 'train_recalls').values()):.1f}")
+        for name, base in bases.items():
+            seeds = logits.keys() & base.keys()
+            same = loss == name
+            difference = [logits[seed] - base[seed] for seed in sorted(seeds)]
+            row.append("" if same or not seeds else mean_and_error(difference, sign="+"))
+        print("| " + " | ".join(map(str, row)) + " |")
+
+
+def balanced(runs, decision):
+    """Returns the balanced accuracy in percent of each seed."""
+    return {seed: 100 * statistics.mean(run[decision]) for seed, run in runs.items()}
+
+
+def ranked(of_losses):
+    """Returns the losses, best first by the argmax of their logits."""
+    return sorted(
+        of_losses.items(), key=lambda item: -statistics.mean(balanced(item[1], "recalls").values())
+    )
+
+
+def standard_error(values):
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def mean_and_error(values, sign=""):
+    values = list(values)
+    return f"{statistics.mean(values):{sign}.1f} ± {standard_error(values):.1f}"
+
+
+def draw(of_losses, title, path):
+    """Draws the mean and standard error of both decisions of every loss."""
+    from matplotlib import pyplot
+
+    rows = ranked(of_losses)[::-1]
+    figure, axes = pyplot.subplots(figsize=(7, 1 + 0.25 * len(rows)), layout="constrained")
+    for decision, marker in (("recalls_of_posterior", "s"), ("recalls", "o")):
+        values = [list(balanced(runs, decision).values()) for _, runs in rows]
+        axes.errorbar(
+            [statistics.mean(of_seeds) for of_seeds in values],
+            range(len(rows)),
+            xerr=[standard_error(of_seeds) for of_seeds in values],
+            fmt=marker,
+            fillstyle="none" if marker == "s" else "full",
+            label={"o": "argmax of the logits", "s": "argmax of the posterior"}[marker],
+        )
+    axes.set_yticks(range(len(rows)), [f"{loss}, L2 {l2:g}" for (loss, l2), _ in rows])
+    axes.set(title=title, xlabel="balanced accuracy, %")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

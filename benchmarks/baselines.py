@@ -1,0 +1,170 @@
+"""Losses of other papers, and settings of ours without a class: each with its `posterior`.
+
+`posterior`, as in our losses, gives the class probabilities that a minimiser of the loss predicts
+in a target mix, so that every loss can be judged by both of its decisions.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_balanced import GCALoss, functional
+
+LDAM_MAX_MARGIN, LDAM_SCALE = 0.5, 30.0
+
+
+def effective_number(counts, beta=0.9999, margins=None):
+    """Class weights by the effective number of examples: a class-weighted loss of our family.
+
+    The weight of class k is `(1 - beta) / (1 - beta^n_k)` over its mean in the data.
+
+    References:
+        - [Cui et al., 2019](https://arxiv.org/abs/1901.05555)
+    """
+    weights = effective_weights(counts, beta)
+    return GCALoss(counts, margins=margins, target_priors=np.asarray(counts) * weights)
+
+
+def effective_weights(counts, beta=0.9999):
+    counts = np.asarray(counts, "float64")
+    weights = (1 - beta) / (1 - beta**counts)
+    return weights / np.average(weights, weights=counts)
+
+
+class FocalLoss(keras.losses.CategoricalFocalCrossentropy):
+    """Keras's focal loss for integer labels: `-(1 - p_y)^gamma log p_y`.
+
+    References:
+        - [Lin et al., 2017](https://arxiv.org/abs/1708.02002)
+        - [Charoenphakdee et al., 2021](https://arxiv.org/abs/2011.09172) (the posterior)
+    """
+
+    def __init__(self, counts, gamma=2.0):
+        super().__init__(alpha=1.0, gamma=gamma, from_logits=True)
+        self.counts = np.asarray(counts, "float64")
+
+    def call(self, y_true, y_pred):
+        return super().call(ops.one_hot(ops.cast(y_true, "int32"), len(self.counts)), y_pred)
+
+    def posterior(self, y_pred, target_priors):
+        p = _softmax(y_pred)
+        rest = np.maximum(1 - p, 1e-12)
+        # Of the gradient by each probability: the true ones are proportional to this.
+        slope = rest**self.gamma / p - self.gamma * rest ** (self.gamma - 1) * np.log(p)
+        return _normalize(target_priors / slope / self.counts)
+
+
+class VSLoss(keras.losses.Loss):
+    """The vector-scaling loss: cross-entropy of scaled and shifted logits.
+
+    Formula: `-log softmax(y_pred * (n / n_max)^gamma + tau * log(n / sum(n)))[y_true]`.
+
+    References:
+        - [Kini et al., 2021](https://arxiv.org/abs/2103.01550)
+    """
+
+    def __init__(self, counts, gamma, tau):
+        super().__init__()
+        self.counts = np.asarray(counts, "float64")
+        self.scale = (self.counts / self.counts.max()) ** gamma
+        self.shift = tau * np.log(self.counts / self.counts.sum())
+
+    def call(self, y_true, y_pred):
+        logits = y_pred * self.scale.astype("float32") + self.shift.astype("float32")
+        return keras.losses.sparse_categorical_crossentropy(y_true, logits, from_logits=True)
+
+    def posterior(self, y_pred, target_priors):
+        y_pred = np.asarray(y_pred, "float64")
+        p = _softmax(y_pred * self.scale + self.shift)
+        return _normalize(target_priors * p / self.counts)
+
+
+class LDAMLoss(keras.losses.Loss):
+    """The label-distribution-aware margin loss, of the cosines of a `CosineHead`.
+
+    Formula: `-w[y] log softmax(30 * (y_pred - margins[y] * onehot(y)))[y]` with
+    `margins = 0.5 * (n_min / n)^(1/4)`.
+
+    References:
+        - [Cao et al., 2019](https://arxiv.org/abs/1906.07413)
+    """
+
+    def __init__(self, counts, weights=None):
+        super().__init__()
+        self.counts = np.asarray(counts, "float64")
+        self.margins = LDAM_MAX_MARGIN * (self.counts.min() / self.counts) ** 0.25
+        self.weights = np.ones(len(counts)) if weights is None else weights
+
+    def call(self, y_true, y_pred):
+        y_true = ops.cast(y_true, "int32")
+        true = ops.one_hot(y_true, len(self.counts), dtype=y_pred.dtype)
+        logits = LDAM_SCALE * (y_pred - true * self.margins.astype("float32"))
+        losses = keras.losses.sparse_categorical_crossentropy(y_true, logits, from_logits=True)
+        return losses * ops.take(self.weights.astype("float32"), y_true)
+
+    def posterior(self, y_pred, target_priors):
+        # At the minimum the weighted probabilities are the stationary distribution of a chain
+        # whose row y is the softmax that an example of class y sees.
+        logits = np.asarray(y_pred, "float64")
+        seen = LDAM_SCALE * (logits[:, None, :] - np.diag(self.margins))
+        chain = _softmax(seen)
+        num_classes = len(self.counts)
+        system = np.swapaxes(chain, 1, 2) - np.eye(num_classes)
+        system[:, -1, :] = 1.0
+        one = np.zeros((num_classes, 1))
+        one[-1] = 1.0
+        stationary = np.linalg.solve(system, np.broadcast_to(one, (len(logits), *one.shape)))
+        stationary = np.maximum(stationary[..., 0], 0.0)
+        return _normalize(target_priors * stationary / self.weights / self.counts)
+
+
+class MarginGLALoss(keras.losses.Loss):
+    """GLA with the margins of GCA, which nobody has tried; weighted by them it is consistent.
+
+    Formula: `s = softmax(y_pred / margins[y] + tau * log(priors))[y]`,
+    `loss = w * (1 - s^q) / q` with `w = margins[y]`, or 1 if not `consistent`.
+    """
+
+    def __init__(self, counts, q=0.0, consistent=True):
+        super().__init__()
+        gla, gca = functional.gla_surrogate(counts, q), functional.gca_surrogate(counts, q)
+        weights = gca.margins if consistent else None
+        self.surrogate = gla._replace(margins=gca.margins, weights=weights)
+
+    def call(self, y_true, y_pred):
+        return functional.surrogate_loss(y_true, y_pred, self.surrogate)
+
+    def posterior(self, y_pred, target_priors):
+        logits = ops.convert_to_tensor(y_pred)
+        return ops.exp(functional.log_posterior(logits, self.surrogate, target_priors))
+
+
+@keras.saving.register_keras_serializable(package="benchmarks")
+class CosineHead(keras.layers.Layer):
+    """The cosine between the features and a vector of each class."""
+
+    def __init__(self, num_classes, kernel_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.kernel_regularizer = kernel_regularizer
+
+    def build(self, shape):
+        self.kernel = self.add_weight(
+            shape=(shape[-1], self.num_classes),
+            initializer="glorot_uniform",
+            regularizer=self.kernel_regularizer,
+            name="kernel",
+        )
+
+    def call(self, x):
+        return ops.matmul(ops.normalize(x, axis=-1), ops.normalize(self.kernel, axis=0))
+
+
+def _softmax(logits):
+    logits = np.asarray(logits, "float64")
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return _normalize(powers)
+
+
+def _normalize(values):
+    return values / values.sum(axis=-1, keepdims=True)

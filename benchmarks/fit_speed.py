@@ -1,0 +1,91 @@
+"""Does the accuracy benchmark's `fit` keep up with its train step?
+
+    python benchmarks/fit_speed.py --output benchmarks/results/fit_speed.json
+
+Images per second of the train step alone, on one batch that is already in memory, and of the whole
+`fit` with its shuffling, cropping and flipping; an epoch of each in turns, in one process with one
+thread, as each worker of `accuracy.py` on this machine has.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+import accuracy
+import keras
+
+CASES = {"quick": ("digits", 50), "cpu": ("cifar10", 100)}
+
+
+def measure(name, rounds):
+    recipe = accuracy.PROTOCOLS[name]
+    dataset, ratio = CASES[name]
+    (x, y), _ = accuracy.load(dataset, ratio, "exponential", 0, 0.0, recipe.size)
+    method = accuracy.METHODS["ce"]
+
+    def compiled(steps_per_execution):
+        model, batches = accuracy.build(method, x, y, recipe.l2[0], recipe, seed=0)
+        optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
+        loss = method.loss([1] * 10)
+        model.compile(optimizer, loss, steps_per_execution=steps_per_execution)
+        return model, batches
+
+    stepping, batches = compiled(1)
+    fitting, _ = compiled(len(batches))
+    stream = accuracy.forever(batches)
+    batch = [keras.ops.convert_to_tensor(part) for part in batches[0]]
+    epochs = max(1, round(5000 / len(y)))
+
+    def steps():
+        for _ in range(epochs * len(batches)):
+            stepping.train_on_batch(*batch)
+        return epochs * len(batches) * recipe.batch_size
+
+    def fit():
+        fitting.fit(stream, steps_per_epoch=len(batches), epochs=epochs, shuffle=False, verbose=0)
+        return epochs * len(y)
+
+    speeds = {"step": [], "fit": []}
+    for turn in range(rounds + 1):
+        for key, function in (("step", steps), ("fit", fit)):
+            start = time.perf_counter()
+            images = function()
+            if turn:  # The first compiles.
+                speeds[key].append(images / (time.perf_counter() - start))
+    return {
+        "protocol": name,
+        "images_per_second": speeds,
+        "ratio": [fit / step for fit, step in zip(speeds["fit"], speeds["step"], strict=True)],
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--protocols", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    args = parser.parse_args(argv)
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    cases = [measure(name, args.rounds) for name in args.protocols]
+    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
+    result = {"versions": versions, "python": platform.python_version(), "cases": cases}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print("| protocol | step, images/s | fit, images/s | fit / step | range |")
+    print("|---|---|---|---|---|")
+    for case in cases:
+        step, fit = (statistics.median(case["images_per_second"][key]) for key in ("step", "fit"))
+        ratio = case["ratio"]
+        print(
+            f"| {case['protocol']} | {step:.0f} | {fit:.0f} | {statistics.median(ratio):.2f} "
+            f"| {min(ratio):.2f} to {max(ratio):.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""The accuracy benchmark: the losses of other papers, the recipe, resuming, the report."""
+
+import json
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from scipy import optimize
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import accuracy  # noqa: E402
+import accuracy_report  # noqa: E402
+import baselines  # noqa: E402
+import fit_speed  # noqa: E402
+
+from keras_balanced import GCALoss, GLALoss  # noqa: E402
+
+COUNTS = np.array([400, 90, 25, 10])
+
+
+# The formulas of the papers, of all classes at once: (B, K) losses from (B, K) predictions.
+def ldam(z, counts, weights=1.0):
+    """Cao et al., equations 12 and 13, on logits of scale 30."""
+    n = np.asarray(counts, "float64")
+    delta = n**-0.25
+    delta = 0.5 * delta / delta.max()
+    losses = []
+    for y in range(len(n)):
+        true = 30 * (z[:, y] - delta[y])
+        others = np.delete(30 * z, y, axis=1)
+        losses.append(-np.log(np.exp(true) / (np.exp(true) + np.exp(others).sum(axis=1))))
+    return np.stack(losses, axis=-1) * weights
+
+
+def vs(z, counts, gamma, tau):
+    """Kini et al., equation 3."""
+    n = np.asarray(counts, "float64")
+    delta, iota = (n / n.max()) ** gamma, tau * np.log(n / n.sum())
+    losses = []
+    for y in range(len(n)):
+        others = [k for k in range(len(n)) if k != y]
+        powers = np.exp(iota[others] - iota[y]) * np.exp(
+            delta[others] * z[:, others] - delta[y] * z[:, [y]]
+        )
+        losses.append(np.log(1 + powers.sum(axis=1)))
+    return np.stack(losses, axis=-1)
+
+
+def focal(z, gamma):
+    p = np.exp(oracle.log_softmax(z))
+    return -((1 - p) ** gamma) * np.log(p)
+
+
+def margin_gla(z, counts, q, consistent):
+    """The formula in the docstring, for weights equal to the margins or to 1."""
+    p = oracle.normalize(counts)
+    rho = p ** (-1 / 3)
+    rho = rho / rho.mean()
+    log_s = [oracle.log_softmax(z / rho[y] + np.log(p) / (1 - q))[:, y] for y in range(len(p))]
+    return oracle.psi(np.stack(log_s, axis=-1), q) * (rho if consistent else 1.0)
+
+
+WEIGHTS = baselines.effective_weights(COUNTS, beta=0.99)
+LOSSES = {
+    "ldam": (baselines.LDAMLoss(COUNTS), lambda z: ldam(z, COUNTS), 0.3),
+    "ldam, weighted": (
+        baselines.LDAMLoss(COUNTS, WEIGHTS),
+        lambda z: ldam(z, COUNTS, WEIGHTS),
+        0.3,
+    ),
+    "vs": (baselines.VSLoss(COUNTS, 0.15, 1.25), lambda z: vs(z, COUNTS, 0.15, 1.25), 3.0),
+    "focal": (baselines.FocalLoss(COUNTS), lambda z: focal(z, 2.0), 2.0),
+    "margin gla": (
+        baselines.MarginGLALoss(COUNTS),
+        lambda z: margin_gla(z, COUNTS, 0.0, True),
+        3.0,
+    ),
+    "margin gla, q": (
+        baselines.MarginGLALoss(COUNTS, q=0.1, consistent=False),
+        lambda z: margin_gla(z, COUNTS, 0.1, False),
+        3.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_baseline_is_its_papers_formula(name, rng):
+    loss, formula, scale = LOSSES[name]
+    z = rng.normal(size=(12, 4)) * scale
+    y = np.arange(12) % 4
+    expected = formula(z)[np.arange(12), y].mean()
+    np.testing.assert_allclose(float(loss(y, z.astype("float32"))), expected, rtol=1e-5)
+    if name.startswith("margin"):  # Soft targets go another way through our code.
+        loss_of_one_hot = float(loss(np.eye(4)[y], z.astype("float32")))
+        np.testing.assert_allclose(loss_of_one_hot, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_posterior_of_a_minimiser_is_the_truth(name, rng):
+    loss, formula, _ = LOSSES[name]
+    eta = rng.dirichlet(3 * np.ones(4)) + 0.05
+    eta /= eta.sum()
+    found = optimize.minimize(
+        lambda z: (formula(z[None]) @ eta)[0], np.zeros(4), method="BFGS", options={"gtol": 1e-9}
+    )
+    target = np.array([0.4, 0.3, 0.2, 0.1])
+    posterior = np.asarray(loss.posterior(found.x[None].astype("float32"), target))[0]
+    expected = oracle.normalize(eta * target / COUNTS)
+    np.testing.assert_allclose(posterior, expected, atol=2e-4)
+
+
+def test_baselines_meet_ours_where_they_should(rng):
+    z = rng.normal(size=(8, 4)).astype("float32")
+    y = np.arange(8) % 4
+    np.testing.assert_allclose(
+        float(baselines.VSLoss(COUNTS, gamma=0, tau=1)(y, z)), float(GLALoss(COUNTS)(y, z)), 1e-6
+    )
+    np.testing.assert_allclose(
+        float(baselines.FocalLoss(COUNTS, gamma=0.0)(y, z)),
+        float(GLALoss(COUNTS, tau=0)(y, z)),
+        1e-5,
+    )
+    weighted = GCALoss(COUNTS, margins=None)
+    effective = baselines.effective_number(COUNTS, beta=1 - 1e-9)
+    np.testing.assert_allclose(float(effective(y, z)), float(weighted(y, z)), 1e-5)
+    plain = baselines.effective_number(COUNTS, beta=0.0)
+    np.testing.assert_allclose(float(plain(y, z)), float(GLALoss(COUNTS, tau=0)(y, z)), 1e-6)
+
+
+def test_effective_number_is_cuis():
+    weights = baselines.effective_weights(COUNTS, beta=0.99)
+    expected = 0.01 / (1 - 0.99**COUNTS)
+    np.testing.assert_allclose(weights / weights[0], expected / expected[0])
+    np.testing.assert_allclose(np.average(weights, weights=COUNTS), 1.0)
+    surrogate = baselines.effective_number(COUNTS, beta=0.99).surrogate
+    np.testing.assert_allclose(surrogate.weights, weights)
+
+
+def test_cosine_head(rng):
+    head = baselines.CosineHead(3)
+    x = rng.normal(size=(5, 6)).astype("float32")
+    y = keras.ops.convert_to_numpy(head(x))
+    kernel = keras.ops.convert_to_numpy(head.kernel)
+    expected = x @ kernel / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", accuracy.METHODS)
+def test_every_method_gives_losses_and_a_posterior(name, rng):
+    method = accuracy.METHODS[name]
+    z = rng.normal(size=(8, 4)).astype("float32") * (0.1 if method.cosine_head else 1.0)
+    uniform = np.full(4, 0.25)
+    for loss_of in (method.loss, method.then):
+        if loss_of is not None:
+            loss = loss_of(COUNTS)
+            assert np.isfinite(float(loss(np.arange(8) % 4, z)))
+            posterior = keras.ops.convert_to_numpy(loss.posterior(z, uniform))
+            np.testing.assert_allclose(posterior.sum(axis=-1), 1.0, rtol=1e-5)
+
+
+def test_learning_rate_of_the_protocols():
+    paper = accuracy.PROTOCOLS["paper"]
+    rates = [accuracy.learning_rate(epoch, paper) for epoch in range(200)]
+    np.testing.assert_allclose(rates[:5], [0.02, 0.04, 0.06, 0.08, 0.1])
+    np.testing.assert_allclose(rates[5:160], 0.1)
+    np.testing.assert_allclose(rates[160:180], 1e-3)
+    np.testing.assert_allclose(rates[180:], 1e-5)
+    cpu = accuracy.PROTOCOLS["cpu"]
+    rates = [accuracy.learning_rate(epoch, cpu) for epoch in range(cpu.epochs)]
+    assert rates[cpu.warmup_epochs] == max(rates) == 0.1
+    assert (np.diff(rates[cpu.warmup_epochs :]) < 0).all()
+    assert 0 < rates[-1] < 1e-3
+    for epochs in (1, 2):
+        assert 0 < accuracy.learning_rate(0, cpu._replace(epochs=epochs)) <= 0.1
+
+
+def test_shrink_averages_squares():
+    images = np.arange(2 * 4 * 4 * 1, dtype="uint8").reshape(2, 4, 4, 1)
+    small = accuracy.shrink(images, 2)
+    assert small.dtype == "uint8"
+    assert small[0, 0, 0, 0] == np.round(np.mean([0, 1, 4, 5]))
+    assert small[1, 1, 1, 0] == np.round(np.mean([26, 27, 30, 31]))
+    assert accuracy.shrink(images, 4) is images
+
+
+def test_oversampling_draws_the_classes_as_often():
+    y = np.repeat([0, 1], [3900, 100])
+    batches = accuracy.BalancedBatches(np.zeros((4000, 1)), y, 100, augment=False, seed=0)
+    for _ in range(2):
+        drawn = np.concatenate([batches[i][1] for i in range(len(batches))])
+        assert len(drawn) == 4000
+        assert abs(drawn.mean() - 0.5) < 0.04
+        before = batches.order
+        batches.on_epoch_end()
+        assert (batches.order != before).any()
+
+
+def test_batches_for_ever_are_whole_epochs():
+    x = np.arange(10)
+    batches = accuracy.long_tailed_cifar.Batches(x, x, 4, augment=False, seed=0)
+    stream = accuracy.forever(batches)
+    epochs = [np.concatenate([next(stream)[0] for _ in range(3)]) for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_recalls_of_a_missing_class_are_unknown():
+    scores = np.eye(3)[[0, 1, 1]]
+    assert accuracy.recalls(np.array([0, 0, 1]), scores) == [0.5, 1.0, None]
+
+
+def test_l2_is_chosen_on_the_hold_out_of_the_first_seed():
+    recipe = accuracy.PROTOCOLS["cpu"]._replace(losses=("ce", "gca"), seeds=(3, 4))
+    results = {}
+    for settings in accuracy.selections(recipe):
+        assert settings["seed"] == 3
+        assert settings["held_out"] == 0.2
+        good = (settings["loss"], settings["l2"]) in (("ce", 1e-4), ("gca", 5e-4))
+        result = {"recalls": [0.5, None], "recalls_of_posterior": [0.6 if good else 0.4, None]}
+        results[accuracy.key_of(settings, recipe)] = result
+    assert len(results) == 4
+    chosen = {(s["loss"], s["seed"]): s["l2"] for s in accuracy.finals(recipe, results)}
+    assert chosen == {("ce", 3): 1e-4, ("ce", 4): 1e-4, ("gca", 3): 5e-4, ("gca", 4): 5e-4}
+    # Nothing to choose from: nothing is held out.
+    one = recipe._replace(l2=(1e-4,))
+    assert accuracy.selections(one) == []
+    assert {s["held_out"] for s in accuracy.finals(one, {})} == {0.0}
+
+
+def test_the_hold_out_leaves_the_test_set_alone():
+    held_out = accuracy.load("digits", 10, "exponential", 0, 0.2, 8)
+    final = accuracy.load("digits", 10, "exponential", 0, 0.0, 8)
+    assert len(held_out[0][1]) + len(held_out[1][1]) == len(final[0][1])
+    assert len(final[1][1]) == 500
+    tail = {image.tobytes() for image in final[0][0]}
+    assert {image.tobytes() for image in held_out[1][0]} <= tail
+
+
+def test_runs_resumes_and_reports(tmp_path, capsys):
+    output = tmp_path / "new" / "runs.jsonl"
+    arguments = ["--ratios", "50", "--epochs", "2", "--l2", "1e-4", "1e-3", "--workers", "1"]
+    arguments += ["--output", str(output), "--pictures", str(tmp_path / "pictures")]
+    accuracy.main([*arguments, "--losses", "ldam_drw", "--seeds", "0"])
+    runs = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [run["settings"]["held_out"] for run in runs] == [0.2, 0.2, 0.0]
+    assert all(run["settings"]["ratio"] == 50 for run in runs)
+    assert runs[-1]["recipe"]["epochs"] == 2
+    assert runs[-1]["versions"]["keras"] == keras.__version__
+    assert len(runs[-1]["result"]["recalls"]) == 10
+    assert "| ldam_drw |" in capsys.readouterr().out
+
+    with output.open("a") as file:
+        file.write('{"settings": {"lo\n')  # What a kill leaves.
+    accuracy.main([*arguments, "--losses", "ldam_drw", "--seeds", "0", "1"])
+    assert len(output.read_text().splitlines()) == 5
+    printed = capsys.readouterr().out
+    assert "2 trainings done before, 0 to do" in printed
+    assert "1 trainings done before, 1 to do" in printed
+    (picture,) = (tmp_path / "pictures").iterdir()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def line(loss, seed, recalls, posterior, held_out=0.0):
+    settings = {"loss": loss, "seed": seed, "l2": 1e-4, "held_out": held_out}
+    settings |= {"dataset": "digits", "profile": "step", "ratio": 10.0}
+    result = {"recalls": recalls, "recalls_of_posterior": posterior, "train_recalls": [1.0, 0.9]}
+    return json.dumps({"settings": settings, "recipe": {"epochs": 7}, "result": result}) + "\n"
+
+
+def test_report_by_hand(tmp_path, capsys):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(
+        line("ce", 0, [0.8, 0.2], [0.7, 0.5])
+        + line("ce", 1, [0.9, 0.2], [0.8, 0.5])
+        + line("gca", 0, [0.7, 0.7], [0.7, 0.7])
+        + line("gca", 1, [0.8, 0.8], [0.8, 0.8])
+        + line("gca", 1, [0.0, 0.0], [0.0, 0.0], held_out=0.2)
+    )
+    accuracy_report.report([path])
+    printed = capsys.readouterr().out
+    assert "### digits, step, ratio 10" in printed
+    rows = [row.split(" | ") for row in printed.splitlines() if row.startswith("| ")]
+    assert rows[0][-2:] == ["- ce", "- ce, post-hoc |"]
+    # 70 and 80: mean 75, standard error 5; against 50 and 55: 20 and 25.
+    assert rows[1] == [
+        *("| gca", "0.0001", "2", "75.0 ± 5.0", "75.0 ± 5.0", "75.0", "95.0"),
+        *("+22.5 ± 2.5", "+12.5 ± 2.5 |"),
+    ]
+    assert rows[2][:6] == ["| ce", "0.0001", "2", "52.5 ± 2.5", "62.5 ± 2.5", "20.0"]
+    assert rows[2][-2].strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (["--epochs", "0"], "`epochs` and `workers` must be at least 1"),
+        (["--workers", "0"], "`epochs` and `workers` must be at least 1"),
+        (["--l2", "-1"], "`l2` must not be negative"),
+        (["--ratios", "0.5"], "`imbalance_ratio` must be a finite number of at least 1"),
+        (["--losses", "hinge"], "invalid choice: 'hinge'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_trains(argument, message, capsys):
+    with pytest.raises(SystemExit):
+        accuracy.parse_arguments(argument)
+    assert message in capsys.readouterr().err
+
+
+def test_speed_of_the_fit(tmp_path, capsys):
+    output = tmp_path / "speed.json"
+    fit_speed.main(["--protocols", "quick", "--rounds", "2", "--output", str(output)])
+    (case,) = json.loads(output.read_text())["cases"]
+    assert len(case["ratio"]) == 2
+    assert min(case["images_per_second"]["fit"]) > 0
+    assert "| quick |" in capsys.readouterr().out
