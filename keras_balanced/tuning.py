@@ -491,7 +491,7 @@ def fast_search(
     example that the features or the head have seen.
 
     It is a search for a last layer, not for the loss to train with: on long-tailed digits the
-    ranking did not agree with that of full trainings (rank correlations of 0.0 to 0.2; README).
+    ranking did not agree with that of full trainings (rank correlations of 0.0 to 0.2; benchmarks).
 
     Args:
         model: Trained `keras.Model`, functional or sequential, whose last layer is a `Dense` that

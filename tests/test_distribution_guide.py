@@ -1,4 +1,4 @@
-"""Every snippet of the README's page on many devices runs as written, on several of them."""
+"""Every snippet of the page on many devices runs as written, on several of them."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from processes import ROOT, finish, free_addresses, start
 
 README = (ROOT / "README.md").read_text()
 QUICKSTART = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-PAGE = re.search(r"## Many devices, many machines\n.*?\n(?=## )", README, re.DOTALL)[0]
+PAGE = (ROOT / "docs" / "devices.md").read_text()
 DATA = QUICKSTART[: QUICKSTART.index("model =")] + "\n"
 JAX, HEAD, MACHINES, MIRRORED, TPU = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 

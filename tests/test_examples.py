@@ -130,9 +130,9 @@ def test_crops_are_windows_of_the_padded_image(main_job, rng):
 
 
 def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text()
-    # What test_distribution_guide.py runs, on several devices.
-    text = re.sub(r"## Many devices.*?\n(?=## )", "", text, flags=re.DOTALL)
+    # The page on devices: test_distribution_guide.py.
+    pages = ("README.md", "docs/tuning.md", "docs/serving.md")
+    text = "".join((ROOT / page).read_text() for page in pages)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks[0].splitlines()) <= 16
     if keras.backend.backend() == "torch":  # It has no export.
@@ -140,7 +140,7 @@ def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, "<page>", "exec"), namespace)
     assert namespace["classes"].shape == (500,)
 
 
