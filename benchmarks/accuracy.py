@@ -68,60 +68,72 @@ class Method(NamedTuple):
     cosine_head: bool = False
 
 
-def cube_root_of_counts(counts):
-    return np.cbrt(np.asarray(counts, "float64"))
+def gla(**arguments):
+    return lambda counts: GLALoss(counts, **arguments)
 
 
+def gca(**arguments):
+    return lambda counts: GCALoss(counts, **arguments)
+
+
+def gca_counts(**arguments):
+    """GCA with larger margins for larger classes."""
+    return lambda counts: GCALoss(counts, margins=np.cbrt(counts), **arguments)
+
+
+def gla_margins(**arguments):
+    return lambda counts: baselines.MarginGLALoss(counts, **arguments)
+
+
+def vs(counts):
+    gamma, tau = (0.15, 1.25) if len(counts) == 10 else (0.05, 0.75)  # The paper's, for CIFAR.
+    return baselines.VSLoss(counts, gamma, tau)
+
+
+def ldam_reweighted(counts):
+    return baselines.LDAMLoss(counts, baselines.effective_weights(counts))
+
+
+def immax(counts):
+    return GCALoss(counts, target_priors=counts, consistent=False)
+
+
+CE = gla(tau=0)
 METHODS = {
     # Of other papers.
-    "ce": Method(lambda n: GLALoss(n, tau=0)),
-    "weighted": Method(lambda n: GCALoss(n, margins=None)),
+    "ce": Method(CE),
+    "weighted": Method(gca(margins=None)),
     "effective": Method(baselines.effective_number),
     "focal": Method(baselines.FocalLoss),
-    "gce": Method(lambda n: GLALoss(n, q=0.7, tau=0)),
-    "oversampled": Method(lambda n: GLALoss(np.ones(len(n)), tau=0), oversample=True),
-    "immax": Method(lambda n: GCALoss(n, target_priors=n, consistent=False)),
-    "logit_adjusted": Method(lambda n: GLALoss(n)),
-    "vs": Method(lambda n: baselines.VSLoss(n, *((0.15, 1.25) if len(n) == 10 else (0.05, 0.75)))),
+    "gce": Method(gla(q=0.7, tau=0)),
+    "oversampled": Method(lambda counts: CE(np.ones(len(counts))), oversample=True),
+    "immax": Method(immax),
+    "logit_adjusted": Method(gla()),
+    "vs": Method(vs),
     "ldam": Method(baselines.LDAMLoss, cosine_head=True),
-    "ldam_drw": Method(
-        baselines.LDAMLoss,
-        then=lambda n: baselines.LDAMLoss(n, baselines.effective_weights(n)),
-        cosine_head=True,
-    ),
-    "ce_drw": Method(lambda n: GLALoss(n, tau=0), then=baselines.effective_number),
-    # Deferred: cross-entropy first.
-    "logit_adjusted_deferred": Method(lambda n: GLALoss(n, tau=0), then=lambda n: GLALoss(n)),
-    "gca_deferred": Method(lambda n: GLALoss(n, tau=0), then=lambda n: GCALoss(n)),
+    "ldam_drw": Method(baselines.LDAMLoss, then=ldam_reweighted, cosine_head=True),
+    # Cross-entropy first.
+    "ce_drw": Method(CE, then=baselines.effective_number),
+    "logit_adjusted_deferred": Method(CE, then=gla()),
+    "gca_deferred": Method(CE, then=gca()),
     # GLA: q and tau.
-    **{
-        f"gla_q{q}": Method(functools.partial(lambda q, n: GLALoss(n, q=q), q))
-        for q in (0.1, 0.2, 0.3, 0.5)
-    },
-    **{
-        f"gla_q{q}_tau1": Method(functools.partial(lambda q, n: GLALoss(n, q=q, tau=1), q))
-        for q in (0.1, 0.2, 0.3, 0.5)
-    },
-    "gla_q0_then_q0.3": Method(lambda n: GLALoss(n), then=lambda n: GLALoss(n, q=0.3)),
+    **{f"gla_q{q}": Method(gla(q=q)) for q in (0.1, 0.2, 0.3, 0.5)},
+    **{f"gla_q{q}_tau1": Method(gla(q=q, tau=1)) for q in (0.1, 0.2, 0.3, 0.5)},
+    "gla_q0_then_q0.3": Method(gla(), then=gla(q=0.3)),
     # GCA: margins and q.
-    "gca": Method(lambda n: GCALoss(n)),
-    **{f"gca_q{q}": Method(functools.partial(lambda q, n: GCALoss(n, q=q), q)) for q in (0.2, 0.4)},
-    **{
-        f"gca_none_q{q}": Method(functools.partial(lambda q, n: GCALoss(n, q=q, margins=None), q))
-        for q in (0.2, 0.4)
-    },
-    "gca_inconsistent": Method(lambda n: GCALoss(n, consistent=False)),
-    "gca_inconsistent_q0.2": Method(lambda n: GCALoss(n, q=0.2, consistent=False)),
-    "gca_counts": Method(lambda n: GCALoss(n, margins=cube_root_of_counts(n))),
-    "gca_counts_inconsistent": Method(
-        lambda n: GCALoss(n, margins=cube_root_of_counts(n), consistent=False)
-    ),
-    "gca_counts_q0.2": Method(lambda n: GCALoss(n, q=0.2, margins=cube_root_of_counts(n))),
-    "gca_q0_then_q0.3": Method(lambda n: GCALoss(n), then=lambda n: GCALoss(n, q=0.3)),
+    "gca": Method(gca()),
+    **{f"gca_q{q}": Method(gca(q=q)) for q in (0.2, 0.4)},
+    **{f"gca_none_q{q}": Method(gca(q=q, margins=None)) for q in (0.2, 0.4)},
+    "gca_inconsistent": Method(gca(consistent=False)),
+    "gca_inconsistent_q0.2": Method(gca(q=0.2, consistent=False)),
+    "gca_counts": Method(gca_counts()),
+    "gca_counts_inconsistent": Method(gca_counts(consistent=False)),
+    "gca_counts_q0.2": Method(gca_counts(q=0.2)),
+    "gca_q0_then_q0.3": Method(gca(), then=gca(q=0.3)),
     # GLA with the margins of GCA.
-    "gla_margins": Method(baselines.MarginGLALoss),
-    "gla_margins_inconsistent": Method(lambda n: baselines.MarginGLALoss(n, consistent=False)),
-    "gla_margins_q0.2": Method(lambda n: baselines.MarginGLALoss(n, q=0.2)),
+    "gla_margins": Method(gla_margins()),
+    "gla_margins_inconsistent": Method(gla_margins(consistent=False)),
+    "gla_margins_q0.2": Method(gla_margins(q=0.2)),
 }
 
 PROTOCOLS = {
