@@ -136,12 +136,13 @@ METHODS = {
     "gla_margins_q0.2": Method(gla_margins(q=0.2)),
 }
 
+LOSSES = ("ce", "weighted", "focal", "logit_adjusted", "ldam_drw", "vs", "gla_q0.2", "gca")
 PROTOCOLS = {
     "quick": Protocol(
         datasets=("digits",),
         ratios=(10, 50),
         seeds=tuple(range(5)),
-        losses=("ce", "weighted", "focal", "logit_adjusted", "ldam_drw", "vs", "gla_q0.2", "gca"),
+        losses=LOSSES,
         size=8,
         depth=8,
         epochs=60,
@@ -154,7 +155,7 @@ PROTOCOLS = {
         datasets=("cifar10",),
         ratios=(100,),
         seeds=(0, 1, 2),
-        losses=("ce", "weighted", "focal", "logit_adjusted", "ldam_drw", "vs", "gla_q0.2", "gca"),
+        losses=LOSSES,
         size=16,
         depth=8,
         epochs=50,
@@ -164,16 +165,15 @@ PROTOCOLS = {
     ),
     "paper": Protocol(
         datasets=("cifar10", "cifar100"),
-        ratios=(10, 50, 100, 200),
+        ratios=(100,),
         seeds=(0, 1, 2),
-        losses=tuple(METHODS),
+        losses=LOSSES,
         size=32,
         depth=32,
         epochs=200,
         batch_size=128,
         schedule="steps",
         l2=(1e-4, 5e-4),
-        profiles=("exponential", "step"),
     ),
 }
 CONDITIONS = ("datasets", "profiles", "ratios", "losses", "seeds", "l2")
