@@ -5,9 +5,9 @@
     python benchmarks/accuracy.py --report benchmarks/results/digits.jsonl
 
 The seed of the subset and of the training move together. With several `--l2`, each loss chooses
-its own on a stratified hold-out of the tail at the first seed. Then it trains on the whole tail,
-and its last epoch is tested once. Every training is appended to `--output` as a line of JSON as it
-ends, and a rerun does what is missing.
+its own on a stratified hold-out of the tail at the first seed, by the argmax of its logits. Then it
+trains on the whole tail, and its last epoch is tested once. Every training is appended to
+`--output` as a line of JSON as it ends, and a rerun does what is missing.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ from keras_balanced import GCALoss, GLALoss, datasets, models  # noqa: E402
 
 HELD_OUT = 0.2
 SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
+SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # Pixels.
 
 
 class Protocol(NamedTuple):
@@ -86,7 +88,8 @@ def gla_margins(**arguments):
 
 
 def vs(counts):
-    gamma, tau = (0.15, 1.25) if len(counts) == 10 else (0.05, 0.75)  # The paper's, for CIFAR.
+    # The paper's, for exponential tails of CIFAR-10 and CIFAR-100.
+    gamma, tau = (0.15, 1.25) if len(counts) == 10 else (0.05, 0.75)
     return baselines.VSLoss(counts, gamma, tau)
 
 
@@ -191,7 +194,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--l2", nargs="+", type=float)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at a time")
+    parser.add_argument(
+        "--workers", type=int, help="trainings at a time; default: one a CPU core, on a GPU 1"
+    )
     parser.add_argument("--output", type=pathlib.Path, help="default: results/<protocol>.jsonl")
     parser.add_argument("--report", type=pathlib.Path, nargs="+", help="only print these results")
     parser.add_argument("--pictures", type=pathlib.Path, help="folder for the report's pictures")
@@ -202,6 +207,8 @@ def parse_arguments(argv=None):
     if args.epochs is not None:
         given["epochs"] = args.epochs
     args.recipe = protocol._replace(**given)
+    if args.workers is None:
+        args.workers = 1 if accelerated() else os.cpu_count()
     args.output = args.output or pathlib.Path("results") / f"{args.protocol}.jsonl"
     try:
         if args.recipe.epochs < 1 or args.workers < 1:
@@ -213,15 +220,26 @@ def parse_arguments(argv=None):
             raise ValueError(f"`l2` must not be negative. Received: {args.recipe.l2}")
         for ratio in args.recipe.ratios:
             datasets.check_imbalance(ratio, "step")
+        for name in args.recipe.datasets:
+            if SIDES[name] % args.recipe.size:
+                raise ValueError(
+                    f"The protocol {args.protocol} needs images that shrink to {args.recipe.size} "
+                    f"pixels a side. Received: {name}, of {SIDES[name]}"
+                )
     except ValueError as error:
         parser.error(str(error))
     return args
 
 
+def accelerated():
+    return any(keras.distribution.list_devices(kind) for kind in ("gpu", "tpu"))
+
+
 def conditions(recipe):
     """Returns the settings of every final training but its L2, seeds first."""
     names = ("seed", "dataset", "profile", "ratio", "loss")
-    values = (recipe.seeds, recipe.datasets, recipe.profiles, recipe.ratios, recipe.losses)
+    ratios = map(float, recipe.ratios)
+    values = (recipe.seeds, recipe.datasets, recipe.profiles, ratios, recipe.losses)
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
 
 
@@ -238,22 +256,27 @@ def selections(recipe):
 
 def finals(recipe, results):
     """Returns the settings of the trainings on the whole tail, with the L2 that was chosen."""
+    if len(recipe.l2) == 1:
+        return [
+            {**settings, "l2": recipe.l2[0], "held_out": 0.0} for settings in conditions(recipe)
+        ]
     return [
-        {**settings, "l2": chosen_l2(settings, recipe, results), "held_out": 0.0}
+        {
+            **settings,
+            "l2": chosen_l2(settings, recipe, results),
+            "held_out": 0.0,
+            "chosen": {"l2": sorted(recipe.l2), "seed": recipe.seeds[0]},
+        }
         for settings in conditions(recipe)
     ]
 
 
 def chosen_l2(settings, recipe, results):
-    if len(recipe.l2) == 1:
-        return recipe.l2[0]
+    """Returns the L2 that was best on the hold-out of the first seed."""
 
     def score(l2):
         held_out = {**settings, "seed": recipe.seeds[0], "l2": l2, "held_out": HELD_OUT}
-        return max(
-            np.mean(list_of_known(results[key_of(held_out, recipe)][decision]))
-            for decision in ("recalls", "recalls_of_posterior")
-        )
+        return np.mean(list_of_known(results[key_of(held_out, recipe)]["recalls"]))
 
     return max(recipe.l2, key=score)
 
@@ -319,8 +342,8 @@ def learning_rate(epoch, recipe):
     return recipe.learning_rate * 0.5 * (1 + np.cos(np.pi * passed))
 
 
-def build(method, x, y, l2, recipe, seed):
-    """Returns the untrained model and its batches."""
+def build(method, x, y, l2, recipe):
+    """Returns the untrained model."""
     num_classes = int(y.max()) + 1
     normalization = keras.layers.Normalization()
     normalization.adapt(x.astype("float32"))
@@ -328,9 +351,7 @@ def build(method, x, y, l2, recipe, seed):
     if method.cosine_head:
         head = baselines.CosineHead(num_classes, keras.regularizers.L2(l2))
         resnet = keras.Model(resnet.input, head(resnet.layers[-1].input))
-    model = keras.Sequential([keras.Input(x.shape[1:]), normalization, resnet])
-    kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
-    return model, kind(x, y, recipe.batch_size, recipe.augment, seed)
+    return keras.Sequential([keras.Input(x.shape[1:]), normalization, resnet])
 
 
 def run(job):
@@ -343,7 +364,7 @@ def run(job):
     keras.utils.set_random_seed(settings["seed"])
     method = METHODS[settings["loss"]]
     counts = np.bincount(train[1])
-    model, batches = build(method, *train, settings["l2"], recipe, settings["seed"])
+    model = build(method, *train, settings["l2"], recipe)
     optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
     rate = keras.callbacks.LearningRateScheduler(lambda epoch: learning_rate(epoch, recipe))
     first = recipe.epochs if method.then is None else int(SECOND_PHASE * recipe.epochs)
@@ -354,6 +375,10 @@ def run(job):
     ):
         if begin < end:
             loss = loss_of(counts)
+            # Anew for the second phase: how far Keras has read ahead is chance.
+            kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
+            seed = [settings["seed"], begin] if begin else settings["seed"]
+            batches = kind(*train, recipe.batch_size, recipe.augment, seed)
             model.compile(optimizer, loss, steps_per_execution=len(batches))
             model.fit(
                 forever(batches),
@@ -382,6 +407,8 @@ def run(job):
             "keras_balanced": keras_balanced.__version__,
             "keras": keras.__version__,
             "backend": keras.backend.backend(),
+            keras.backend.backend(): sys.modules[keras.backend.backend()].__version__,
+            "accelerated": accelerated(),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
@@ -401,7 +428,8 @@ def evaluate(model, loss, data, counts):
 
 
 def recalls(y, scores):
-    right = scores.argmax(axis=-1) == y
+    """Returns the recall of each class; what is not finite is wrong."""
+    right = (scores.argmax(axis=-1) == y) & np.isfinite(scores).all(axis=-1)
     of = np.bincount(y, minlength=scores.shape[-1])
     hits = np.bincount(y[right], minlength=scores.shape[-1])
     return [round(h / n, 6) if n else None for h, n in zip(hits.tolist(), of.tolist(), strict=True)]
@@ -417,9 +445,11 @@ def run_all(jobs, recipe, results, output, workers):
         os.environ.setdefault(name, str(max(os.cpu_count() // workers, 1)))
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     start = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=50) as pool:
-        work = pool.imap_unordered(run, [(settings, recipe) for settings in missing])
-        for done, line in enumerate(work, 1):
+    spawn = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(workers, spawn, max_tasks_per_child=50) as pool:
+        work = [pool.submit(run, (settings, recipe)) for settings in missing]
+        for done, job in enumerate(futures.as_completed(work), 1):
+            line = job.result()
             with output.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             settings, result = line["settings"], line["result"]
@@ -443,7 +473,9 @@ def main(argv=None):
     if not args.report:
         recipe = args.recipe
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.open("a").close()
+        with args.output.open("a+b") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.write(b"\n")  # A kill cut the last line short.
         results = {
             json.dumps([run["settings"], run["recipe"]], sort_keys=True): run["result"]
             for run in long_tailed_cifar.read_results(args.output)

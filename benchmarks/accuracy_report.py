@@ -40,21 +40,21 @@ def print_table(of_losses):
         found = [runs for (loss, _), runs in of_losses.items() if loss == name.split(",")[0]]
         if len(found) == 1:
             bases[name] = balanced(found[0], decision)
+        elif found:
+            print(f"(No difference to {name}: it was trained with {len(found)} values of L2.)\n")
     columns = ["loss", "L2", "seeds", "logits", "posterior", "worst class", "train"]
-    columns += [f"- {name}" for name in bases]
+    columns += [f"logits - {name}" for name in bases]
+    columns += [f"posterior - {name}" for name in bases if "post-hoc" in name]
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
     for (loss, l2), runs in ranked(of_losses):
-        logits = balanced(runs, "recalls")
-        row = [loss, f"{l2:g}", len(runs), mean_and_error(logits.values())]
-        row.append(mean_and_error(balanced(runs, "recalls_of_posterior").values()))
+        logits, posterior = (balanced(runs, key) for key in ("recalls", "recalls_of_posterior"))
+        row = [loss, f"{l2:g}", len(runs)]
+        row += [mean_and_error(logits.values()), mean_and_error(posterior.values())]
         row.append(f"{statistics.mean(100 * min(run['recalls']) for run in runs.values()):.1f}")
         row.append(f"{statistics.mean(balanced(runs, 'train_recalls').values()):.1f}")
-        for name, base in bases.items():
-            seeds = logits.keys() & base.keys()
-            same = loss == name
-            difference = [logits[seed] - base[seed] for seed in sorted(seeds)]
-            row.append("" if same or not seeds else mean_and_error(difference, sign="+"))
+        row += [difference(logits, base) for base in bases.values()]
+        row += [difference(posterior, base) for name, base in bases.items() if "post-hoc" in name]
         print("| " + " | ".join(map(str, row)) + " |")
 
 
@@ -68,6 +68,14 @@ def ranked(of_losses):
     return sorted(
         of_losses.items(), key=lambda item: -statistics.mean(balanced(item[1], "recalls").values())
     )
+
+
+def difference(values, base):
+    """Returns the mean difference over the seeds that both have; nothing to itself."""
+    seeds = sorted(values.keys() & base.keys())
+    if values == base or not seeds:
+        return ""
+    return mean_and_error([values[seed] - base[seed] for seed in seeds], sign="+")
 
 
 def standard_error(values):

@@ -13,7 +13,7 @@ from keras_balanced import GCALoss, functional
 LDAM_MAX_MARGIN, LDAM_SCALE = 0.5, 30.0
 
 
-def effective_number(counts, beta=0.9999, margins=None):
+def effective_number(counts, beta=0.9999):
     """Class weights by the effective number of examples: a class-weighted loss of our family.
 
     The weight of class k is `(1 - beta) / (1 - beta^n_k)` over its mean in the data.
@@ -22,7 +22,7 @@ def effective_number(counts, beta=0.9999, margins=None):
         - [Cui et al., 2019](https://arxiv.org/abs/1901.05555)
     """
     weights = effective_weights(counts, beta)
-    return GCALoss(counts, margins=margins, target_priors=np.asarray(counts) * weights)
+    return GCALoss(counts, margins=None, target_priors=np.asarray(counts) * weights)
 
 
 def effective_weights(counts, beta=0.9999):
@@ -33,6 +33,8 @@ def effective_weights(counts, beta=0.9999):
 
 class FocalLoss(keras.losses.CategoricalFocalCrossentropy):
     """Keras's focal loss for integer labels: `-(1 - p_y)^gamma log p_y`.
+
+    Keras clips `p`: an example with a probability under 1e-7 has no gradient.
 
     References:
         - [Lin et al., 2017](https://arxiv.org/abs/1708.02002)
@@ -119,7 +121,7 @@ class LDAMLoss(keras.losses.Loss):
 
 
 class MarginGLALoss(keras.losses.Loss):
-    """GLA with the margins of GCA, which nobody has tried; weighted by them it is consistent.
+    """GLA with the margins of GCA; weighted by them and at q = 0 it is Bayes-consistent.
 
     Formula: `s = softmax(y_pred / margins[y] + tau * log(priors))[y]`,
     `loss = w * (1 - s^q) / q` with `w = margins[y]`, or 1 if not `consistent`.

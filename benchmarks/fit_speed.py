@@ -2,9 +2,9 @@
 
     python benchmarks/fit_speed.py --output benchmarks/results/fit_speed.json
 
-Images per second of the train step alone, on one batch that is already in memory, and of the whole
-`fit` with its shuffling, cropping and flipping; an epoch of each in turns, in one process with one
-thread, as each worker of `accuracy.py` on this machine has.
+Images per second of the train step alone, in a loop inside the graph over one batch that is there,
+and of the whole `fit` with its shuffling, cropping and flipping; some epochs of each in turns, in
+one process with one thread, as each worker of `accuracy.py` has on two cores. On TensorFlow.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 
 import accuracy
 import keras
+import tensorflow as tf
 
 CASES = {"quick": ("digits", 50), "cpu": ("cifar10", 100)}
 
@@ -27,33 +28,30 @@ def measure(name, rounds):
     (x, y), _ = accuracy.load(dataset, ratio, "exponential", 0, 0.0, recipe.size)
     method = accuracy.METHODS["ce"]
 
-    def compiled(steps_per_execution):
-        model, batches = accuracy.build(method, x, y, recipe.l2[0], recipe, seed=0)
-        optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
-        loss = method.loss([1] * 10)
-        model.compile(optimizer, loss, steps_per_execution=steps_per_execution)
-        return model, batches
-
-    stepping, batches = compiled(1)
-    fitting, _ = compiled(len(batches))
+    model = accuracy.build(method, x, y, recipe.l2[0], recipe)
+    batches = accuracy.long_tailed_cifar.Batches(x, y, recipe.batch_size, recipe.augment, seed=0)
+    steps_per_epoch = len(batches)
+    model.compile(
+        keras.optimizers.SGD(recipe.learning_rate, momentum=0.9),
+        method.loss([1] * 10),
+        steps_per_execution=steps_per_epoch,
+    )
     stream = accuracy.forever(batches)
-    batch = [keras.ops.convert_to_tensor(part) for part in batches[0]]
+    batch = tf.data.Dataset.from_tensors(batches[0]).cache().repeat()
     epochs = max(1, round(5000 / len(y)))
 
-    def steps():
-        for _ in range(epochs * len(batches)):
-            stepping.train_on_batch(*batch)
-        return epochs * len(batches) * recipe.batch_size
-
-    def fit():
-        fitting.fit(stream, steps_per_epoch=len(batches), epochs=epochs, shuffle=False, verbose=0)
-        return epochs * len(y)
+    def images_of(data, images_per_epoch):
+        model.fit(data, steps_per_epoch=steps_per_epoch, epochs=epochs, shuffle=False, verbose=0)
+        return epochs * images_per_epoch
 
     speeds = {"step": [], "fit": []}
     for turn in range(rounds + 1):
-        for key, function in (("step", steps), ("fit", fit)):
+        for key, data, images_per_epoch in (
+            ("step", batch, steps_per_epoch * recipe.batch_size),
+            ("fit", stream, len(y)),
+        ):
             start = time.perf_counter()
-            images = function()
+            images = images_of(data, images_per_epoch)
             if turn:  # The first compiles.
                 speeds[key].append(images / (time.perf_counter() - start))
     return {
