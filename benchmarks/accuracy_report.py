@@ -16,22 +16,22 @@ def report(paths, pictures=None):
     for path in paths:
         for run in long_tailed_cifar.read_results(path):
             settings = run["settings"]
-            if settings["held_out"]:
-                continue
-            names = ("dataset", "profile", "ratio")
+            names = ("dataset", "profile", "ratio", "held_out")
             condition = json.dumps([[settings[name] for name in names], run["recipe"]])
             tables[condition][settings["loss"], settings["l2"]][settings["seed"]] = run["result"]
     for condition, of_losses in tables.items():
-        (dataset, profile, ratio), recipe = json.loads(condition)
-        title = f"{dataset}, {profile}, ratio {ratio:g}"
+        (dataset, profile, ratio, held_out), recipe = json.loads(condition)
+        title = f"{dataset}, {profile}, ratio {ratio:g}, {recipe['epochs']} epochs"
+        if held_out:
+            title += f", on {held_out:.0%} of the tail, held out"
         print(f"\n### {title}\n")
         print(", ".join(f"{key} {value}" for key, value in recipe.items()) + "\n")
         print_table(of_losses)
         if pictures is not None:
             pictures.mkdir(parents=True, exist_ok=True)
-            name = f"{dataset}_{profile}_{ratio:g}_{recipe['epochs']}.png"
-            draw(of_losses, title, pictures / name)
-            print(f"\nPicture: {pictures / name}")
+            path = pictures / f"{title.replace(', ', '_').replace(' ', '_')}.png"
+            draw(of_losses, title, path)
+            print(f"\nPicture: {path}")
 
 
 def print_table(of_losses):
@@ -51,7 +51,8 @@ def print_table(of_losses):
         logits, posterior = (balanced(runs, key) for key in ("recalls", "recalls_of_posterior"))
         row = [loss, f"{l2:g}", len(runs)]
         row += [mean_and_error(logits.values()), mean_and_error(posterior.values())]
-        row.append(f"{statistics.mean(100 * min(run['recalls']) for run in runs.values()):.1f}")
+        worst = [100 * min(known(run["recalls"])) for run in runs.values()]
+        row.append(f"{statistics.mean(worst):.1f}")
         row.append(f"{statistics.mean(balanced(runs, 'train_recalls').values()):.1f}")
         row += [difference(logits, base) for base in bases.values()]
         row += [difference(posterior, base) for name, base in bases.items() if "post-hoc" in name]
@@ -60,7 +61,12 @@ def print_table(of_losses):
 
 def balanced(runs, decision):
     """Returns the balanced accuracy in percent of each seed."""
-    return {seed: 100 * statistics.mean(run[decision]) for seed, run in runs.items()}
+    return {seed: 100 * statistics.mean(known(run[decision])) for seed, run in runs.items()}
+
+
+def known(recalls):
+    """A class too small for the hold-out has no recall there."""
+    return [recall for recall in recalls if recall is not None]
 
 
 def ranked(of_losses):
@@ -84,7 +90,8 @@ def standard_error(values):
 
 def mean_and_error(values, sign=""):
     values = list(values)
-    return f"{statistics.mean(values):{sign}.1f} ± {standard_error(values):.1f}"
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    return f"{mean} ± {standard_error(values):.1f}" if len(values) > 1 else mean
 
 
 def draw(of_losses, title, path):

@@ -227,7 +227,9 @@ def test_recalls_of_a_missing_class_are_unknown():
 
 
 def test_l2_is_chosen_on_the_hold_out_of_the_first_seed():
-    recipe = accuracy.PROTOCOLS["cpu"]._replace(losses=("ce", "gca"), seeds=(3, 4))
+    recipe = accuracy.PROTOCOLS["paper"]._replace(
+        losses=("ce", "gca"), seeds=(3, 4), datasets=("cifar10",)
+    )
     results = {}
     for settings in accuracy.selections(recipe):
         assert settings["seed"] == 3
@@ -277,8 +279,9 @@ def test_runs_resumes_and_reports(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 trainings done before, 0 to do" in printed
     assert "1 trainings done before, 1 to do" in printed
-    (picture,) = (tmp_path / "pictures").iterdir()
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    pictures = list((tmp_path / "pictures").iterdir())
+    assert len(pictures) == 2
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
 def line(loss, seed, recalls, posterior, held_out=0.0, l2=1e-4):
@@ -295,11 +298,14 @@ def test_report_by_hand(tmp_path, capsys):
         + line("ce", 1, [0.9, 0.2], [0.8, 0.5])
         + line("gca", 0, [0.7, 0.7], [0.7, 0.7])
         + line("gca", 1, [0.8, 0.8], [0.8, 0.8])
-        + line("gca", 1, [0.0, 0.0], [0.0, 0.0], held_out=0.2)
+        + line("gca", 1, [0.0, None], [0.25, None], held_out=0.2)
     )
     accuracy_report.report([path])
     printed = capsys.readouterr().out
-    assert "### digits, step, ratio 10" in printed
+    assert "### digits, step, ratio 10, 7 epochs\n" in printed
+    assert "ratio 10, 7 epochs, on 20% of the tail, held out" in printed
+    printed, held_out = printed.split("held out\n")
+    assert "| gca | 0.0001 | 1 | 0.0 | 25.0 | 0.0 | 95.0 |" in held_out
     rows = [row.split(" | ") for row in printed.splitlines() if row.startswith("| ")]
     assert rows[0][-3:] == ["logits - ce", "logits - ce, post-hoc", "posterior - ce, post-hoc |"]
     # 70 and 80: mean 75, standard error 5; against 50 and 55: 20 and 25.
