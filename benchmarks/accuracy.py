@@ -98,7 +98,7 @@ def ldam_reweighted(counts):
 
 
 def immax(counts):
-    return GCALoss(counts, target_priors=counts, consistent=False)
+    return GCALoss(counts, target_priors=counts)
 
 
 CE = gla(tau=0)
@@ -119,24 +119,25 @@ METHODS = {
     "ce_drw": Method(CE, then=baselines.effective_number),
     "logit_adjusted_deferred": Method(CE, then=gla()),
     "gca_deferred": Method(CE, then=gca()),
+    "gca_consistent_deferred": Method(CE, then=gca(consistent=True)),
     # GLA: q and tau.
     **{f"gla_q{q}": Method(gla(q=q)) for q in (0.1, 0.2, 0.3, 0.5)},
     **{f"gla_q{q}_tau1": Method(gla(q=q, tau=1)) for q in (0.1, 0.2, 0.3, 0.5)},
     "gla_q0_then_q0.3": Method(gla(), then=gla(q=0.3)),
     # GCA: margins and q.
     "gca": Method(gca()),
-    **{f"gca_q{q}": Method(gca(q=q)) for q in (0.2, 0.4)},
+    "gca_q0.2": Method(gca(q=0.2)),
+    "gca_consistent": Method(gca(consistent=True)),
+    **{f"gca_consistent_q{q}": Method(gca(q=q, consistent=True)) for q in (0.2, 0.4)},
+    "gca_consistent_q0_then_q0.3": Method(gca(consistent=True), then=gca(q=0.3, consistent=True)),
     **{f"gca_none_q{q}": Method(gca(q=q, margins=None)) for q in (0.2, 0.4)},
-    "gca_inconsistent": Method(gca(consistent=False)),
-    "gca_inconsistent_q0.2": Method(gca(q=0.2, consistent=False)),
     "gca_counts": Method(gca_counts()),
-    "gca_counts_inconsistent": Method(gca_counts(consistent=False)),
-    "gca_counts_q0.2": Method(gca_counts(q=0.2)),
-    "gca_q0_then_q0.3": Method(gca(), then=gca(q=0.3)),
+    "gca_counts_consistent": Method(gca_counts(consistent=True)),
+    "gca_counts_consistent_q0.2": Method(gca_counts(q=0.2, consistent=True)),
     # GLA with the margins of GCA.
     "gla_margins": Method(gla_margins()),
-    "gla_margins_inconsistent": Method(gla_margins(consistent=False)),
-    "gla_margins_q0.2": Method(gla_margins(q=0.2)),
+    "gla_margins_consistent": Method(gla_margins(consistent=True)),
+    "gla_margins_consistent_q0.2": Method(gla_margins(q=0.2, consistent=True)),
 }
 
 LOSSES = ("ce", "weighted", "focal", "logit_adjusted", "ldam_drw", "vs", "gla_q0.2", "gca")

@@ -127,7 +127,7 @@ class MarginGLALoss(keras.losses.Loss):
     `loss = w * (1 - s^q) / q` with `w = margins[y]`, or 1 if not `consistent`.
     """
 
-    def __init__(self, counts, q=0.0, consistent=True):
+    def __init__(self, counts, q=0.0, consistent=False):
         super().__init__()
         gla, gca = functional.gla_surrogate(counts, q), functional.gca_surrogate(counts, q)
         weights = gca.margins if consistent else None

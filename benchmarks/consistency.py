@@ -28,10 +28,13 @@ LOSSES = {
     "GLA, tau = 1": (lambda p, q: functional.gla_surrogate(p, q, tau=1.0), GRID[1:]),
     "class-weighted": (lambda p, q: functional.gca_surrogate(p, q, margins=None), GRID),
     "GCA": (lambda p, q: functional.gca_surrogate(p, q), GRID),
-    "GCA, not consistent": (lambda p, q: functional.gca_surrogate(p, q, consistent=False), GRID),
-    "GCA, margins p^(1/3)": (lambda p, q: functional.gca_surrogate(p, q, np.cbrt(p)), GRID),
+    "GCA, consistent": (lambda p, q: functional.gca_surrogate(p, q, consistent=True), GRID),
+    "GCA, consistent, margins p^(1/3)": (
+        lambda p, q: functional.gca_surrogate(p, q, np.cbrt(p), consistent=True),
+        GRID,
+    ),
     "IMMAX": (
-        lambda p, q: functional.gca_surrogate(p, q, consistent=False, target_priors=p),
+        lambda p, q: functional.gca_surrogate(p, q, target_priors=p),
         GRID[:1],
     ),
 }

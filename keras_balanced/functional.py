@@ -43,7 +43,7 @@ def gla_surrogate(priors, q=0.0, tau=None, target_priors=None, binary=False):
 
 
 def gca_surrogate(
-    priors, q=0.0, margins="cube_root", consistent=True, target_priors=None, binary=False
+    priors, q=0.0, margins="cube_root", consistent=False, target_priors=None, binary=False
 ):
     """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
     priors, target_priors = _check_mixes(priors, target_priors, binary)
@@ -125,7 +125,7 @@ def gca_loss(
     priors,
     q=0.0,
     margins="cube_root",
-    consistent=True,
+    consistent=False,
     target_priors=None,
     from_logits=True,
     ignore_class=None,
@@ -151,8 +151,8 @@ def gca_loss(
         margins: Confidence margin of each class: `"cube_root"` for
             `(target_priors^2 / priors)^(1/3)`, `None` for equal margins, or `K` positive numbers.
             Always normalised to mean 1.
-        consistent: Whether to multiply the weights by the margins, which makes the argmax of the
-            logits Bayes-consistent at `q = 0`.
+        consistent: Whether to multiply the weights by the margins too, which makes the argmax of
+            the logits Bayes-consistent at `q = 0`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
         ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.

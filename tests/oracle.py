@@ -29,7 +29,7 @@ def gla(y, z, priors, q=0.0, tau=None, target_priors=None):
     return psi(_true(log_softmax(np.asarray(z, "float64") + tau * np.log(p / t)), y), q)
 
 
-def gca(y, z, priors, q=0.0, margins="cube_root", consistent=True, target_priors=None):
+def gca(y, z, priors, q=0.0, margins="cube_root", consistent=False, target_priors=None):
     p = normalize(priors)
     t = normalize(np.ones(len(p)) if target_priors is None else target_priors)
     if margins is None:

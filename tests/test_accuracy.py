@@ -76,12 +76,12 @@ LOSSES = {
     "vs": (baselines.VSLoss(COUNTS, 0.15, 1.25), lambda z: vs(z, COUNTS, 0.15, 1.25), 3.0),
     "focal": (baselines.FocalLoss(COUNTS), lambda z: focal(z, 2.0), 2.0),
     "margin gla": (
-        baselines.MarginGLALoss(COUNTS),
+        baselines.MarginGLALoss(COUNTS, consistent=True),
         lambda z: margin_gla(z, COUNTS, 0.0, True),
         3.0,
     ),
     "margin gla, q": (
-        baselines.MarginGLALoss(COUNTS, q=0.1, consistent=False),
+        baselines.MarginGLALoss(COUNTS, q=0.1),
         lambda z: margin_gla(z, COUNTS, 0.1, False),
         3.0,
     ),
@@ -213,7 +213,7 @@ def test_batches_for_ever_are_whole_epochs():
 def test_the_second_phase_does_not_depend_on_what_keras_read_ahead():
     recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=2)
     settings = {"seed": 0, "dataset": "digits", "profile": "exponential", "ratio": 50.0}
-    settings |= {"loss": "gca_deferred", "l2": 5e-4, "held_out": 0.0}
+    settings |= {"loss": "gca_consistent_deferred", "l2": 5e-4, "held_out": 0.0}
     once, again = (accuracy.run((settings, recipe))["result"] for _ in range(2))
     assert once["recalls"] == again["recalls"]
     assert once["train_recalls"] == again["train_recalls"]

@@ -36,7 +36,7 @@ LOSSES = {
     "gla": (lambda: GLALoss(COUNTS, q=0.4, tau=1.0), "sparse"),
     "gla_soft": (lambda: GLALoss(COUNTS, q=0.2), "soft"),
     "gla_ignore": (lambda: GLALoss(COUNTS, ignore_class=-1), "ignore"),
-    "gca": (lambda: GCALoss(COUNTS, q=0.2, consistent=False), "sparse"),
+    "gca": (lambda: GCALoss(COUNTS, q=0.2, consistent=True), "sparse"),
     "gca_soft": (lambda: GCALoss(COUNTS), "soft"),
     "weighted_ce": (lambda: GCALoss(COUNTS, margins=None), "sparse"),
     "binary_gla": (lambda: BinaryGLALoss(0.2, q=0.3), "binary"),

@@ -25,7 +25,7 @@ LOSSES = {
 # Every argument away from its default, where it has a second legal value.
 SHARED = {"from_logits": False, "ignore_class": 255, "reduction": "sum", "name": "other"}
 GLA = {"q": 0.3, "tau": 0.5}
-GCA = {"q": 0.1, "consistent": False}
+GCA = {"q": 0.1, "consistent": True}
 CHANGED = {
     GLALoss: {"priors": PRIORS, "target_priors": [1.0, 2.0, 3.0], **GLA, **SHARED},
     GCALoss: {

@@ -36,8 +36,8 @@ LOSSES = {
     "gla tau": lambda p, t, q: GLALoss(p, q=q, tau=0.7, target_priors=t, dtype="float64"),
     "weighted": lambda p, t, q: GCALoss(p, q=q, margins=None, target_priors=t, dtype="float64"),
     "gca": lambda p, t, q: GCALoss(p, q=q, target_priors=t, dtype="float64"),
-    "gca inconsistent": lambda p, t, q: GCALoss(
-        p, q=q, consistent=False, target_priors=t, dtype="float64"
+    "gca consistent": lambda p, t, q: GCALoss(
+        p, q=q, consistent=True, target_priors=t, dtype="float64"
     ),
 }
 
@@ -84,9 +84,9 @@ def test_risk_of_the_benchmark_is_that_of_the_loss(name, q, rng):
 
 
 def test_margins_with_large_q_have_no_minimum(rng):
-    """Two classes, once q rho_i > rho_j: the risk falls all the way to infinity."""
+    """Two classes, once q rho_i > rho_j: the risk can fall all the way to infinity."""
     for q, is_minimum in [(0.0, True), (0.2, True), (0.6, False), (0.9, False)]:
-        loss = GCALoss([0.5, 0.5], q=q, margins=[1.0, 3.0], dtype="float64")
+        loss = GCALoss([0.5, 0.5], q, [1.0, 3.0], consistent=True, dtype="float64")
         _, attained = consistency.minimise(np.array([0.4, 0.6]), loss.surrogate, rng)
         assert attained == is_minimum, q
 
@@ -103,7 +103,7 @@ def test_consistent_weights_mend_the_counterexample():
         ("logit-adjusted", 0.0, True),
         ("GLA", 0.6, True),
         ("class-weighted", 0.6, True),
-        ("GCA", 0.0, True),
+        ("GCA, consistent", 0.0, True),
         ("cross-entropy", 0.0, False),
         ("GLA, tau = 1", 0.6, False),
     ],

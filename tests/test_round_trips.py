@@ -23,7 +23,7 @@ CLASSES = {
 # By the name of the parameter: a new one needs a line here.
 VALUES = {
     "class_id": 1,
-    "consistent": False,
+    "consistent": True,
     "counts": np.array([200, 50, 5]),
     "dtype": "float32",
     "from_logits": False,

@@ -287,7 +287,7 @@ BINARY = [
     (BinaryGLALoss, GLALoss, {"q": 0.3}),
     (BinaryGLALoss, GLALoss, {"q": 0.3, "tau": 1.0}),
     (BinaryGCALoss, GCALoss, {}),
-    (BinaryGCALoss, GCALoss, {"q": 0.2, "margins": [1.0, 1.5], "consistent": False}),
+    (BinaryGCALoss, GCALoss, {"q": 0.2, "margins": [1.0, 1.5], "consistent": True}),
     (BinaryGCALoss, GCALoss, {"margins": None}),
 ]
 
