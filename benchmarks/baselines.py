@@ -7,6 +7,7 @@ in a target mix, so that every loss can be judged by both of its decisions.
 import keras
 import numpy as np
 from keras import ops
+from scipy import special
 
 from keras_balanced import GCALoss, functional
 
@@ -49,7 +50,7 @@ class FocalLoss(keras.losses.CategoricalFocalCrossentropy):
         return super().call(ops.one_hot(ops.cast(y_true, "int32"), len(self.counts)), y_pred)
 
     def posterior(self, y_pred, target_priors):
-        p = _softmax(y_pred)
+        p = special.softmax(np.asarray(y_pred, "float64"), axis=-1)
         rest = np.maximum(1 - p, 1e-12)
         # Of the gradient by each probability: the true ones are proportional to this.
         slope = rest**self.gamma / p - self.gamma * rest ** (self.gamma - 1) * np.log(p)
@@ -77,7 +78,7 @@ class VSLoss(keras.losses.Loss):
 
     def posterior(self, y_pred, target_priors):
         y_pred = np.asarray(y_pred, "float64")
-        p = _softmax(y_pred * self.scale + self.shift)
+        p = special.softmax(y_pred * self.scale + self.shift, axis=-1)
         return _normalize(target_priors * p / self.counts)
 
 
@@ -109,7 +110,7 @@ class LDAMLoss(keras.losses.Loss):
         # whose row y is the softmax that an example of class y sees.
         logits = np.asarray(y_pred, "float64")
         seen = LDAM_SCALE * (logits[:, None, :] - np.diag(self.margins))
-        chain = _softmax(seen)
+        chain = special.softmax(seen, axis=-1)
         num_classes = len(self.counts)
         system = np.swapaxes(chain, 1, 2) - np.eye(num_classes)
         system[:, -1, :] = 1.0
@@ -160,12 +161,6 @@ class CosineHead(keras.layers.Layer):
 
     def call(self, x):
         return ops.matmul(ops.normalize(x, axis=-1), ops.normalize(self.kernel, axis=0))
-
-
-def _softmax(logits):
-    logits = np.asarray(logits, "float64")
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return _normalize(powers)
 
 
 def _normalize(values):

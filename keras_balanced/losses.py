@@ -186,8 +186,9 @@ class GLALoss(_BalancedLoss):
 class GCALoss(_BalancedLoss):
     """Computes the generalized class-aware weighted (GCA) loss between labels and logits.
 
-    It trains for balanced accuracy with a weight and a confidence margin for each class; at
-    inference the argmax of the logits is the decision.
+    It trains for balanced accuracy with a weight and a confidence margin for each class. At
+    inference the decision is the argmax of `posterior`, or of the logits where the loss is
+    Bayes-consistent.
 
     Formula:
 
