@@ -19,11 +19,10 @@ def report(paths, pictures=None):
             names = ("dataset", "profile", "ratio", "held_out")
             condition = json.dumps([[settings[name] for name in names], run["recipe"]])
             tables[condition][settings["loss"], settings["l2"]][settings["seed"]] = run["result"]
+    tables = dict(sorted(tables.items(), key=lambda item: json.loads(item[0])[0]))
+    print_summary(tables)
     for condition, of_losses in tables.items():
-        (dataset, profile, ratio, held_out), recipe = json.loads(condition)
-        title = f"{dataset}, {profile}, ratio {ratio:g}, {recipe['epochs']} epochs"
-        if held_out:
-            title += f", on {held_out:.0%} of the tail, held out"
+        title, recipe = title_of(condition), json.loads(condition)[1]
         print(f"\n### {title}\n")
         print(", ".join(f"{key} {value}" for key, value in recipe.items()) + "\n")
         print_table(of_losses)
@@ -32,6 +31,31 @@ def report(paths, pictures=None):
             path = pictures / f"{title.replace(', ', '_').replace(' ', '_')}.png"
             draw(of_losses, title, path)
             print(f"\nPicture: {path}")
+
+
+def title_of(condition):
+    (dataset, profile, ratio, held_out), recipe = json.loads(condition)
+    title = f"{dataset}, {profile}, ratio {ratio:g}, {recipe['epochs']} epochs"
+    return title + (f", on {held_out:.0%} of the tail, held out" if held_out else "")
+
+
+def print_summary(tables):
+    """Prints the argmax of the logits of the losses that several test sets have."""
+    cells = defaultdict(dict)
+    conditions = [condition for condition in tables if not json.loads(condition)[0][-1]]
+    for condition in conditions:
+        for (loss, _), runs in tables[condition].items():
+            cells[loss][condition] = mean_and_error(balanced(runs, "recalls").values())
+            if loss == "ce":
+                post_hoc = balanced(runs, "recalls_of_posterior").values()
+                cells["ce, post-hoc"][condition] = mean_and_error(post_hoc)
+    print("\n### Summary\n")
+    print("| loss | " + " | ".join(map(title_of, conditions)) + " |")
+    print("|---" * (len(conditions) + 1) + "|")
+    for loss, of_loss in sorted(cells.items(), key=lambda item: -len(item[1])):
+        if len(of_loss) > 1 or len(conditions) == 1:
+            row = [of_loss.get(condition, "") for condition in conditions]
+            print("| " + " | ".join([loss, *row]) + " |")
 
 
 def print_table(of_losses):

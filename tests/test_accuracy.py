@@ -306,6 +306,14 @@ def test_report_by_hand(tmp_path, capsys):
     assert "ratio 10, 7 epochs, on 20% of the tail, held out" in printed
     printed, held_out = printed.split("held out\n")
     assert "| gca | 0.0001 | 1 | 0.0 | 25.0 | 0.0 | 95.0 |" in held_out
+    assert printed.splitlines()[3:8] == [
+        "| loss | digits, step, ratio 10, 7 epochs |",
+        "|---|---|",
+        "| ce | 52.5 ± 2.5 |",
+        "| ce, post-hoc | 62.5 ± 2.5 |",
+        "| gca | 75.0 ± 5.0 |",
+    ]
+    _, printed = printed.split("### digits", maxsplit=1)
     rows = [row.split(" | ") for row in printed.splitlines() if row.startswith("| ")]
     assert rows[0][-3:] == ["logits - ce", "logits - ce, post-hoc", "posterior - ce, post-hoc |"]
     # 70 and 80: mean 75, standard error 5; against 50 and 55: 20 and 25.
