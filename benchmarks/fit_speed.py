@@ -36,7 +36,7 @@ def measure(name, rounds):
         method.loss([1] * 10),
         steps_per_execution=steps_per_epoch,
     )
-    stream = accuracy.forever(batches)
+    stream = accuracy.stream(batches)
     batch = tf.data.Dataset.from_tensors(batches[0]).cache().repeat()
     epochs = max(1, round(5000 / len(y)))
 

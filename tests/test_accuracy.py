@@ -208,6 +208,9 @@ def test_batches_for_ever_are_whole_epochs():
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert (epochs[0] != epochs[1]).any()
+    again = iter(accuracy.stream(accuracy.long_tailed_cifar.Batches(x, x, 4, False, seed=0)))
+    streamed = [np.concatenate([np.asarray(next(again)[0]) for _ in range(3)]) for _ in range(2)]
+    np.testing.assert_array_equal(streamed, epochs)
 
 
 def test_the_second_phase_does_not_depend_on_what_keras_read_ahead():
