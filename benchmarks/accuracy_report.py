@@ -7,7 +7,34 @@ from collections import defaultdict
 
 import long_tailed_cifar
 
-BASES = {"ce": "recalls", "ce, post-hoc": "recalls_of_posterior", "logit_adjusted": "recalls"}
+POST_HOC = ", post-hoc"  # Decides by the posterior; a loss's name alone by the logits.
+BASES = ("ce", "ce" + POST_HOC, "logit_adjusted")
+# What each of the questions compares.
+PAIRS = (
+    ("logit_adjusted", "ce"),
+    ("logit_adjusted", "ce" + POST_HOC),
+    ("logit_adjusted", "weighted"),
+    ("gca", "weighted"),
+    ("gca", "logit_adjusted"),
+    ("gca_deferred", "logit_adjusted"),
+    ("gca_consistent_deferred", "logit_adjusted"),
+    ("gca_consistent", "gca"),
+    ("gca_counts", "weighted"),
+    ("gca_counts_consistent", "weighted"),
+    ("gla_q0.2", "logit_adjusted"),
+    ("gla_q0.5", "logit_adjusted"),
+    ("gla_q0.2_tau1", "gla_q0.2"),
+    ("gla_q0.3_tau1", "gla_q0.3"),
+    ("gla_q0.5_tau1", "gla_q0.5"),
+    ("gca_q0.2", "gca"),
+    ("gla_q0_then_q0.3", "logit_adjusted"),
+    ("gca_consistent_q0_then_q0.3", "gca_consistent"),
+    ("gla_margins", "logit_adjusted"),
+    ("gla_margins", "ce" + POST_HOC),
+    ("ldam_drw", "logit_adjusted"),
+    ("vs", "logit_adjusted"),
+    ("effective", "weighted"),
+)
 
 
 def report(paths, pictures=None):
@@ -20,7 +47,13 @@ def report(paths, pictures=None):
             condition = json.dumps([[settings[name] for name in names], run["recipe"]])
             tables[condition][settings["loss"], settings["l2"]][settings["seed"]] = run["result"]
     tables = dict(sorted(tables.items(), key=lambda item: json.loads(item[0])[0]))
-    print_summary(tables)
+    tested = {
+        condition: of_losses
+        for condition, of_losses in tables.items()
+        if not json.loads(condition)[0][-1]
+    }
+    print_summary(tested)
+    print_pairs(tested)
     for condition, of_losses in tables.items():
         title, recipe = title_of(condition), json.loads(condition)[1]
         print(f"\n### {title}\n")
@@ -39,38 +72,47 @@ def title_of(condition):
     return title + (f", on {held_out:.0%} of the tail, held out" if held_out else "")
 
 
-def print_summary(tables):
+def print_summary(tested):
     """Prints the argmax of the logits of the losses that several test sets have."""
-    cells = defaultdict(dict)
-    conditions = [condition for condition in tables if not json.loads(condition)[0][-1]]
-    for condition in conditions:
-        for (loss, _), runs in tables[condition].items():
-            cells[loss][condition] = mean_and_error(balanced(runs, "recalls").values())
-            if loss == "ce":
-                post_hoc = balanced(runs, "recalls_of_posterior").values()
-                cells["ce, post-hoc"][condition] = mean_and_error(post_hoc)
+    rows = []
+    for loss in dict.fromkeys(loss for of_losses in tested.values() for loss, _ in of_losses):
+        for name in (loss, loss + POST_HOC) if loss == "ce" else (loss,):
+            values = [decided(of_losses, name) for of_losses in tested.values()]
+            if len(tested) == 1 or sum(map(bool, values)) > 1:
+                rows.append([name, *(mean_and_error(of_seeds.values()) for of_seeds in values)])
+    rows.sort(key=lambda row: row.count(""))
     print("\n### Summary\n")
-    print("| loss | " + " | ".join(map(title_of, conditions)) + " |")
-    print("|---" * (len(conditions) + 1) + "|")
-    for loss, of_loss in sorted(cells.items(), key=lambda item: -len(item[1])):
-        if len(of_loss) > 1 or len(conditions) == 1:
-            row = [of_loss.get(condition, "") for condition in conditions]
-            print("| " + " | ".join([loss, *row]) + " |")
+    print_rows(["loss", *map(title_of, tested)], rows)
+
+
+def print_pairs(tested):
+    """Prints the differences that answer the questions, paired by seed."""
+    print("\n### Differences\n")
+    rows = []
+    for name, base in PAIRS:
+        row = [
+            difference(decided(of_losses, name), decided(of_losses, base))
+            for of_losses in tested.values()
+        ]
+        if any(row):
+            rows.append([f"{name} - {base}", *row])
+    print_rows(["argmax of the logits", *map(title_of, tested)], rows)
+
+
+def decided(of_losses, name):
+    """Returns the balanced accuracy of each seed; of no seed if a loss has several L2 or none."""
+    loss = name.removesuffix(POST_HOC)
+    found = [runs for (of, _), runs in of_losses.items() if of == loss]
+    decision = "recalls" if loss == name else "recalls_of_posterior"
+    return balanced(found[0], decision) if len(found) == 1 else {}
 
 
 def print_table(of_losses):
-    bases = {}
-    for name, decision in BASES.items():
-        found = [runs for (loss, _), runs in of_losses.items() if loss == name.split(",")[0]]
-        if len(found) == 1:
-            bases[name] = balanced(found[0], decision)
-        elif found:
-            print(f"(No difference to {name}: it was trained with {len(found)} values of L2.)\n")
+    bases = {name: values for name in BASES if (values := decided(of_losses, name))}
     columns = ["loss", "L2", "seeds", "logits", "posterior", "worst class", "train"]
     columns += [f"logits - {name}" for name in bases]
-    columns += [f"posterior - {name}" for name in bases if "post-hoc" in name]
-    print("| " + " | ".join(columns) + " |")
-    print("|---" * len(columns) + "|")
+    columns += [f"posterior - {name}" for name in bases if POST_HOC in name]
+    rows = []
     for (loss, l2), runs in ranked(of_losses):
         logits, posterior = (balanced(runs, key) for key in ("recalls", "recalls_of_posterior"))
         row = [loss, f"{l2:g}", len(runs)]
@@ -79,7 +121,15 @@ def print_table(of_losses):
         row.append(f"{statistics.mean(worst):.1f}")
         row.append(f"{statistics.mean(balanced(runs, 'train_recalls').values()):.1f}")
         row += [difference(logits, base) for base in bases.values()]
-        row += [difference(posterior, base) for name, base in bases.items() if "post-hoc" in name]
+        row += [difference(posterior, base) for name, base in bases.items() if POST_HOC in name]
+        rows.append(row)
+    print_rows(columns, rows)
+
+
+def print_rows(columns, rows):
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
 
 
@@ -103,7 +153,7 @@ def ranked(of_losses):
 def difference(values, base):
     """Returns the mean difference over the seeds that both have; nothing to itself."""
     seeds = sorted(values.keys() & base.keys())
-    if values == base or not seeds:
+    if values == base:
         return ""
     return mean_and_error([values[seed] - base[seed] for seed in seeds], sign="+")
 
@@ -114,6 +164,8 @@ def standard_error(values):
 
 def mean_and_error(values, sign=""):
     values = list(values)
+    if not values:
+        return ""
     mean = f"{statistics.mean(values):{sign}.1f}"
     return f"{mean} ± {standard_error(values):.1f}" if len(values) > 1 else mean
 

@@ -316,6 +316,8 @@ def test_report_by_hand(tmp_path, capsys):
         "| ce, post-hoc | 62.5 ± 2.5 |",
         "| gca | 75.0 ± 5.0 |",
     ]
+    assert "### Differences" in printed
+    assert "| gca - " not in printed  # Nothing to compare it with.
     _, printed = printed.split("### digits", maxsplit=1)
     rows = [row.split(" | ") for row in printed.splitlines() if row.startswith("| ")]
     assert rows[0][-3:] == ["logits - ce", "logits - ce, post-hoc", "posterior - ce, post-hoc |"]
@@ -327,10 +329,21 @@ def test_report_by_hand(tmp_path, capsys):
     assert rows[2][:6] == ["| ce", "0.0001", "2", "52.5 ± 2.5", "62.5 ± 2.5", "20.0"]
     assert rows[2][7:] == ["", "-10.0 ± 0.0", " |"]
 
-    path.write_text(path.read_text() + line("ce", 0, [0.8, 0.2], [0.7, 0.5], l2=1e-3))
+    # Of another recipe, with a title of its own; and one whose L2 is not the only one.
+    more = line("weighted", 1, [0.7, 0.7], [0.7, 0.7]) + line("weighted", 2, [0.1, 0.1], [0.1, 0.1])
+    more += line("logit_adjusted", 1, [0.9, 0.6], [0.9, 0.6]).replace('"epochs": 7', '"epochs": 8')
+    more += line("ce", 0, [0.8, 0.2], [0.7, 0.5], l2=1e-3)
+    more += line("ce", 1, [0.6, 0.4], [0.6, 0.5]).replace('"epochs": 7', '"epochs": 8')
+    path.write_text(path.read_text() + more)
     accuracy_report.report([path])
     printed = capsys.readouterr().out
-    assert "No difference to ce: it was trained with 2 values of L2" in printed
+    assert printed[printed.index("### Differences") :].splitlines()[3:8] == [
+        "|---|---|---|",
+        "| logit_adjusted - ce |  | +25.0 |",
+        "| logit_adjusted - ce, post-hoc |  | +20.0 |",
+        "| gca - weighted | +10.0 |  |",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(
