@@ -8,10 +8,13 @@ and intersection over union of the rare class, mean and standard error over seed
 """
 
 import argparse
+import json
+import pathlib
 
 import keras
 import numpy as np
 
+import keras_balanced
 from keras_balanced import BalancedAccuracy, ClassPrior, GCALoss, GLALoss
 
 NUM_CLASSES = 3
@@ -99,15 +102,16 @@ def evaluate(model, images, labels):
     both = (predicted & actual).sum()
     return {
         "balanced accuracy": float(metric.result()),
-        "rare recall": both / actual.sum(),
-        "rare IoU": both / (predicted | actual).sum(),
+        "rare recall": float(both / actual.sum()),
+        "rare IoU": float(both / (predicted | actual).sum()),
     }
 
 
 def print_table(results):
     columns = list(next(iter(results.values()))[0])
-    print(f"{'':<15}" + "".join(f"{column:>20}" for column in columns))
-    for way, runs in results.items():
+    print(f"| {'':<15} | " + " | ".join(f"{column:>17}" for column in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for name, runs in results.items():
         cells = []
         for column in columns:
             values = 100 * np.array([run[column] for run in runs])
@@ -115,7 +119,7 @@ def print_table(results):
             if len(values) > 1:
                 cell += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}"
             cells.append(cell)
-        print(f"{way:<15}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"| {name:<15} | " + " | ".join(f"{cell:>17}" for cell in cells) + " |")
 
 
 def main(argv=None):
@@ -126,10 +130,12 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--output", type=pathlib.Path, default="results/segmentation.json")
     args = parser.parse_args(argv)
     for name in ("images", "seeds", "epochs", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"`{name}` must be at least 1. Received: {getattr(args, name)}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     results = {way: [] for way in WAYS}
     for seed in range(args.seeds):
         images, labels = make_images(args.images, seed)
@@ -140,6 +146,9 @@ def main(argv=None):
             results[way].append(evaluate(train(way, images, labels, args, seed), *test))
     print(f"\nPixels of 512 test images, %, {args.seeds} seeds")
     print_table(results)
+    versions = {"keras": keras.__version__, "keras_balanced": keras_balanced.__version__}
+    args.output.write_text(json.dumps({"versions": versions, "ways": results}, indent=1) + "\n")
+    print(f"\nResults: {args.output}")
 
 
 if __name__ == "__main__":

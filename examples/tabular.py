@@ -8,6 +8,7 @@ accuracy, recall and accuracy of each way, mean and standard error over seeds, a
 """
 
 import argparse
+import json
 import pathlib
 
 import keras
@@ -15,6 +16,7 @@ import numpy as np
 from sklearn.datasets import make_classification
 from sklearn.preprocessing import StandardScaler
 
+import keras_balanced
 from keras_balanced import BinaryBalancedAccuracy, BinaryGCALoss, BinaryGLALoss
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -88,7 +90,8 @@ def evaluate(model, x, y):
 
 def print_table(results):
     columns = list(next(iter(results.values()))[0])
-    print(f"{'':<15}" + "".join(f"{column:>20}" for column in columns))
+    print(f"| {'':<15} | " + " | ".join(f"{column:>17}" for column in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
     for name, runs in results.items():
         cells = []
         for column in columns:
@@ -97,7 +100,15 @@ def print_table(results):
             if len(values) > 1:
                 cell += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}"
             cells.append(cell)
-        print(f"{name:<15}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+        print(f"| {name:<15} | " + " | ".join(f"{cell:>17}" for cell in cells) + " |")
+
+
+def print_trade_off(points):
+    print("| alpha | balanced accuracy | accuracy |")
+    print("|---|---|---|")
+    for alpha, point in zip(ALPHAS, points, strict=True):
+        cells = [f"{100 * point[name]:.1f}" for name in ("balanced accuracy", "accuracy")]
+        print(f"| {alpha:g} | " + " | ".join(cells) + " |")
 
 
 def draw(trade_offs, path):
@@ -115,7 +126,6 @@ def draw(trade_offs, path):
     ax.set_ylabel("balanced accuracy, %")
     ax.set_title("BinaryGLALoss with target_priors = priors ** alpha")
     ax.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -129,7 +139,7 @@ def parse_arguments(argv):
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--picture", type=pathlib.Path, default="results/trade_off.png")
+    parser.add_argument("--output", type=pathlib.Path, default="results/tabular.json")
     args = parser.parse_args(argv)
     for name in ("examples", "seeds", "epochs", "batch_size"):
         if getattr(args, name) < 1:
@@ -142,27 +152,45 @@ def parse_arguments(argv):
     return args
 
 
+def compare(ratio, args):
+    """Returns what each way reaches with each seed."""
+    results = {name: [] for name in WAYS}
+    for seed in range(args.seeds):
+        train_data, test_data, rate = load(ratio, args.examples, seed)
+        for name, (loss, extra) in WAYS.items():
+            model = train(loss(rate), train_data, extra, rate, args, seed)
+            results[name].append(evaluate(model, *test_data))
+    return results
+
+
+def trade_off(ratio, args):
+    """Returns what GLA reaches for each target between the balanced mix and that of the data."""
+    train_data, test_data, rate = load(ratio, args.examples, seed=0)
+    points = []
+    for alpha in ALPHAS:
+        target = rate**alpha / (rate**alpha + (1.0 - rate) ** alpha)
+        loss = BinaryGLALoss(rate, target_priors=target)
+        points.append(evaluate(train(loss, train_data, None, rate, args, seed=0), *test_data))
+    return points
+
+
 def main(argv=None):
     args = parse_arguments(argv)
-    trade_offs = {}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    ways, trade_offs = {}, {}
     for ratio in args.imbalance_ratio:
-        results = {name: [] for name in WAYS}
-        for seed in range(args.seeds):
-            train_data, test_data, rate = load(ratio, args.examples, seed)
-            for name, (loss, extra) in WAYS.items():
-                model = train(loss(rate), train_data, extra, rate, args, seed)
-                results[name].append(evaluate(model, *test_data))
         print(f"\nOne positive to {ratio:g} negatives, {args.seeds} seeds, % on test data")
-        print_table(results)
-        train_data, test_data, rate = load(ratio, args.examples, seed=0)
-        trade_offs[ratio] = []
-        for alpha in ALPHAS:
-            target = rate**alpha / (rate**alpha + (1.0 - rate) ** alpha)
-            loss = BinaryGLALoss(rate, target_priors=target)
-            model = train(loss, train_data, None, rate, args, seed=0)
-            trade_offs[ratio].append(evaluate(model, *test_data))
-    draw(trade_offs, args.picture)
-    print(f"\nPicture: {args.picture}")
+        ways[ratio] = compare(ratio, args)
+        print_table(ways[ratio])
+        print("\nGLA with target_priors = priors ** alpha, first seed, % on test data")
+        trade_offs[ratio] = trade_off(ratio, args)
+        print_trade_off(trade_offs[ratio])
+    versions = {"keras": keras.__version__, "keras_balanced": keras_balanced.__version__}
+    results = {"versions": versions, "ways": ways, "trade_offs": trade_offs}
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    picture = args.output.with_suffix(".png")
+    draw(trade_offs, picture)
+    print(f"\nResults: {args.output}\nPicture: {picture}")
 
 
 if __name__ == "__main__":

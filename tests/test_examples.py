@@ -144,20 +144,32 @@ def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
     assert namespace["classes"].shape == (500,)
 
 
+def table_rows(printed):
+    """Returns the cells of each row of a Markdown table by their first."""
+    rows = [line[1:-1].split("|") for line in printed.splitlines() if line.startswith("| ")]
+    return {first.strip(): [cell.strip() for cell in cells] for first, *cells in rows}
+
+
 def test_tabular(tmp_path, capsys):
-    picture = tmp_path / "new" / "trade_off.png"
+    output = tmp_path / "new" / "tabular.json"
     arguments = ["--seeds", "1", "--epochs", "4", "--imbalance-ratio", "50", "--examples", "4000"]
     tabular = example("tabular")
-    tabular.main([*arguments, "--picture", str(picture)])
-    lines = capsys.readouterr().out.splitlines()
-    start = next(i for i, line in enumerate(lines) if "One positive to 50 negatives" in line)
-    rows = {line[:15].strip(): line[15:].split() for line in lines[start + 2 : start + 8]}
-    assert list(rows) == list(tabular.WAYS)
+    tabular.main([*arguments, "--output", str(output)])
+    printed = capsys.readouterr().out
+    assert "One positive to 50 negatives, 1 seeds" in printed
+    rows = table_rows(printed)
+    assert list(rows) == ["", *tabular.WAYS, "alpha", "0", "0.25", "0.5", "0.75", "1"]
     balanced, recall, accuracy = (float(cell) for cell in rows["GLA"])
     assert balanced > 60
     assert accuracy < float(rows["cross-entropy"][2])
     assert recall > float(rows["cross-entropy"][1])
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    # The ends of the trade-off are these two ways.
+    assert rows["0"] == [rows["GLA"][0], rows["GLA"][2]]
+    assert rows["1"] == [rows["cross-entropy"][0], rows["cross-entropy"][2]]
+    written = json.loads(output.read_text())
+    assert round(100 * written["ways"]["50.0"]["GLA"][0]["recall"], 1) == recall
+    assert round(100 * written["trade_offs"]["50.0"][0]["balanced accuracy"], 1) == balanced
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_oversampling_balances(rng):
@@ -168,14 +180,18 @@ def test_oversampling_balances(rng):
     assert len(drawn) == 2000
 
 
-def test_segmentation(capsys):
+def test_segmentation(tmp_path, capsys):
+    output = tmp_path / "new" / "segmentation.json"
     segmentation = example("segmentation")
-    segmentation.main(["--images", "32", "--epochs", "1", "--seeds", "1"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[:15].strip() for line in lines[-6:]] == list(segmentation.WAYS)
-    cells = [float(cell) for line in lines[-6:] for cell in line[15:].split()]
-    assert len(cells) == 18
-    assert all(0 <= cell <= 100 for cell in cells)
+    arguments = ["--images", "32", "--epochs", "1", "--seeds", "1", "--output", str(output)]
+    segmentation.main(arguments)
+    header, *rows = table_rows(capsys.readouterr().out).items()
+    assert header == ("", ["balanced accuracy", "rare recall", "rare IoU"])
+    assert [way for way, _ in rows] == list(segmentation.WAYS)
+    written = json.loads(output.read_text())["ways"]
+    for way, cells in rows:
+        assert cells == [f"{100 * value:.1f}" for value in written[way][0].values()]
+        assert all(0 <= value <= 1 for value in written[way][0].values())
     _, labels = segmentation.make_images(200, seed=0)
     assert 0 < (labels == segmentation.RARE).mean() < 0.01
 
