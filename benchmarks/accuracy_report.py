@@ -57,7 +57,9 @@ def report(paths, pictures=None):
     for condition, of_losses in tables.items():
         title, recipe = title_of(condition), json.loads(condition)[1]
         print(f"\n### {title}\n")
-        print(", ".join(f"{key} {value}" for key, value in recipe.items()) + "\n")
+        seconds = [run["seconds"] for runs in of_losses.values() for run in runs.values()]
+        print(", ".join(f"{key} {value}" for key, value in recipe.items()) + ";")
+        print(f"{len(seconds)} trainings of about {statistics.median(seconds):.0f} s each\n")
         print_table(of_losses)
         if pictures is not None:
             pictures.mkdir(parents=True, exist_ok=True)

@@ -291,6 +291,7 @@ def line(loss, seed, recalls, posterior, held_out=0.0, l2=1e-4):
     settings = {"loss": loss, "seed": seed, "l2": l2, "held_out": held_out}
     settings |= {"dataset": "digits", "profile": "step", "ratio": 10.0}
     result = {"recalls": recalls, "recalls_of_posterior": posterior, "train_recalls": [1.0, 0.9]}
+    result["seconds"] = 7
     return json.dumps({"settings": settings, "recipe": {"epochs": 7}, "result": result}) + "\n"
 
 
@@ -316,6 +317,7 @@ def test_report_by_hand(tmp_path, capsys):
         "| ce, post-hoc | 62.5 ± 2.5 |",
         "| gca | 75.0 ± 5.0 |",
     ]
+    assert "epochs 7;\n4 trainings of about 7 s each\n" in printed
     assert "### Differences" in printed
     assert "| gca - " not in printed  # Nothing to compare it with.
     _, printed = printed.split("### digits", maxsplit=1)
