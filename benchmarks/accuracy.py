@@ -11,6 +11,7 @@ trains on the whole tail, and its last epoch is tested once. Every training is a
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -18,6 +19,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -326,10 +328,16 @@ def stream(batches):
         tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (batches.x, batches.y)
     )
     dataset = tf.data.Dataset.from_generator(lambda: forever(batches), output_signature=signature)
-    # Keras's own data set of a generator autotunes, whose thread can hold up the end of `fit`.
+    return without_autotuning(dataset.prefetch(8))
+
+
+def without_autotuning(dataset):
+    """Autotuning, which Keras's own data set of a generator has, can hold up the end of `fit`."""
+    import tensorflow as tf
+
     options = tf.data.Options()
     options.autotune.enabled = False
-    return dataset.prefetch(8).with_options(options)
+    return dataset.with_options(options)
 
 
 class BalancedBatches(long_tailed_cifar.Batches):
@@ -417,6 +425,7 @@ def run(job):
         "result": result,
         "versions": {
             "keras_balanced": keras_balanced.__version__,
+            "commit": commit(),
             "keras": keras.__version__,
             "backend": keras.backend.backend(),
             keras.backend.backend(): sys.modules[keras.backend.backend()].__version__,
@@ -425,6 +434,13 @@ def run(job):
             "python": platform.python_version(),
         },
     }
+
+
+def commit():
+    """Returns the commit of this checkout; `None` outside git."""
+    with contextlib.suppress(OSError):
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def evaluate(model, loss, data, counts):
@@ -459,8 +475,13 @@ def run_all(jobs, recipe, results, output, workers):
     start = time.perf_counter()
     spawn = multiprocessing.get_context("spawn")
     with futures.ProcessPoolExecutor(workers, spawn, max_tasks_per_child=50) as pool:
-        work = [pool.submit(run, (settings, recipe)) for settings in missing]
+        work = {pool.submit(run, (settings, recipe)): settings for settings in missing}
+        errors = []
         for done, job in enumerate(futures.as_completed(work), 1):
+            if error := job.exception():
+                errors.append(error)
+                print(f"{done}/{len(missing)} failed: {work[job]}: {error!r}", flush=True)
+                continue
             line = job.result()
             with output.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -475,6 +496,10 @@ def run_all(jobs, recipe, results, output, workers):
                 f"{100 * np.mean(accuracy_report.known(result['recalls_of_posterior'])):.1f}",
                 flush=True,
             )
+    if errors:
+        raise RuntimeError(
+            f"{len(errors)} of {len(missing)} trainings failed; a rerun tries them again"
+        ) from errors[0]
 
 
 def main(argv=None):

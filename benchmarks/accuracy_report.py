@@ -7,21 +7,27 @@ from collections import defaultdict
 
 import long_tailed_cifar
 
-POST_HOC = ", post-hoc"  # Decides by the posterior; a loss's name alone by the logits.
-BASES = ("ce", "ce" + POST_HOC, "logit_adjusted")
+BY_POSTERIOR = ", by posterior"  # A loss's name alone: by the argmax of the logits.
+BASES = ("ce", "ce" + BY_POSTERIOR, "logit_adjusted")
 # What each of the questions compares.
 PAIRS = (
     ("logit_adjusted", "ce"),
-    ("logit_adjusted", "ce" + POST_HOC),
+    ("logit_adjusted", "ce" + BY_POSTERIOR),
     ("logit_adjusted", "weighted"),
     ("gca", "weighted"),
     ("gca", "logit_adjusted"),
-    ("gca_deferred", "logit_adjusted"),
-    ("gca_consistent_deferred", "logit_adjusted"),
+    ("gca" + BY_POSTERIOR, "logit_adjusted"),
+    ("gca" + BY_POSTERIOR, "ce" + BY_POSTERIOR),
     ("gca_consistent", "gca"),
     ("gca_counts", "weighted"),
     ("gca_counts_consistent", "weighted"),
+    ("ce_drw", "logit_adjusted"),
+    ("gca_deferred", "logit_adjusted"),
+    ("gca_consistent_deferred", "logit_adjusted"),
+    ("gca_consistent_deferred", "ce" + BY_POSTERIOR),
+    ("gla_q0.1", "logit_adjusted"),
     ("gla_q0.2", "logit_adjusted"),
+    ("gla_q0.3", "logit_adjusted"),
     ("gla_q0.5", "logit_adjusted"),
     ("gla_q0.2_tau1", "gla_q0.2"),
     ("gla_q0.3_tau1", "gla_q0.3"),
@@ -30,7 +36,7 @@ PAIRS = (
     ("gla_q0_then_q0.3", "logit_adjusted"),
     ("gca_consistent_q0_then_q0.3", "gca_consistent"),
     ("gla_margins", "logit_adjusted"),
-    ("gla_margins", "ce" + POST_HOC),
+    ("gla_margins", "ce" + BY_POSTERIOR),
     ("ldam_drw", "logit_adjusted"),
     ("vs", "logit_adjusted"),
     ("effective", "weighted"),
@@ -75,13 +81,17 @@ def title_of(condition):
 
 
 def print_summary(tested):
-    """Prints the argmax of the logits of the losses that several test sets have."""
+    """Prints the losses that several test sets have, by each decision that makes a difference."""
     rows = []
     for loss in dict.fromkeys(loss for of_losses in tested.values() for loss, _ in of_losses):
-        for name in (loss, loss + POST_HOC) if loss == "ce" else (loss,):
-            values = [decided(of_losses, name) for of_losses in tested.values()]
-            if len(tested) == 1 or sum(map(bool, values)) > 1:
-                rows.append([name, *(mean_and_error(of_seeds.values()) for of_seeds in values)])
+        of_logits = [decided(of_losses, loss) for of_losses in tested.values()]
+        of_posterior = [decided(of_losses, loss + BY_POSTERIOR) for of_losses in tested.values()]
+        if len(tested) > 1 and sum(map(bool, of_logits)) == 1:
+            continue
+        for name, values in ((loss, of_logits), (loss + BY_POSTERIOR, of_posterior)):
+            cells = [mean_and_error(of_seeds.values()) for of_seeds in values]
+            if name == loss or cells != rows[-1][1:]:
+                rows.append([name, *cells])
     rows.sort(key=lambda row: row.count(""))
     print("\n### Summary\n")
     print_rows(["loss", *map(title_of, tested)], rows)
@@ -89,7 +99,6 @@ def print_summary(tested):
 
 def print_pairs(tested):
     """Prints the differences that answer the questions, paired by seed."""
-    print("\n### Differences\n")
     rows = []
     for name, base in PAIRS:
         row = [
@@ -98,12 +107,13 @@ def print_pairs(tested):
         ]
         if any(row):
             rows.append([f"{name} - {base}", *row])
-    print_rows(["argmax of the logits", *map(title_of, tested)], rows)
+    print("\n### Differences\n")
+    print_rows(["difference", *map(title_of, tested)], rows)
 
 
 def decided(of_losses, name):
     """Returns the balanced accuracy of each seed; of no seed if a loss has several L2 or none."""
-    loss = name.removesuffix(POST_HOC)
+    loss = name.removesuffix(BY_POSTERIOR)
     found = [runs for (of, _), runs in of_losses.items() if of == loss]
     decision = "recalls" if loss == name else "recalls_of_posterior"
     return balanced(found[0], decision) if len(found) == 1 else {}
@@ -112,8 +122,8 @@ def decided(of_losses, name):
 def print_table(of_losses):
     bases = {name: values for name in BASES if (values := decided(of_losses, name))}
     columns = ["loss", "L2", "seeds", "logits", "posterior", "worst class", "train"]
-    columns += [f"logits - {name}" for name in bases]
-    columns += [f"posterior - {name}" for name in bases if POST_HOC in name]
+    columns += [f"logits - {base}" for base in bases]
+    columns += [f"posterior - {base}" for base in bases if BY_POSTERIOR in base]
     rows = []
     for (loss, l2), runs in ranked(of_losses):
         logits, posterior = (balanced(runs, key) for key in ("recalls", "recalls_of_posterior"))
@@ -122,8 +132,12 @@ def print_table(of_losses):
         worst = [100 * min(known(run["recalls"])) for run in runs.values()]
         row.append(f"{statistics.mean(worst):.1f}")
         row.append(f"{statistics.mean(balanced(runs, 'train_recalls').values()):.1f}")
-        row += [difference(logits, base) for base in bases.values()]
-        row += [difference(posterior, base) for name, base in bases.items() if POST_HOC in name]
+        row += ["" if loss == base else difference(logits, bases[base]) for base in bases]
+        row += [
+            "" if loss + BY_POSTERIOR == base else difference(posterior, bases[base])
+            for base in bases
+            if BY_POSTERIOR in base
+        ]
         rows.append(row)
     print_rows(columns, rows)
 
@@ -153,10 +167,8 @@ def ranked(of_losses):
 
 
 def difference(values, base):
-    """Returns the mean difference over the seeds that both have; nothing to itself."""
+    """Returns the mean difference over the seeds that both have."""
     seeds = sorted(values.keys() & base.keys())
-    if values == base:
-        return ""
     return mean_and_error([values[seed] - base[seed] for seed in seeds], sign="+")
 
 

@@ -222,6 +222,95 @@ def test_the_second_phase_does_not_depend_on_what_keras_read_ahead():
     assert once["train_recalls"] == again["train_recalls"]
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """Returns a function: runs a method for 5 epochs, returns its result and phases of `fit`."""
+    fit, stream, phases = keras.Sequential.fit, accuracy.stream, []
+
+    def recording_stream(batches):
+        phases.append({"batches": type(batches)})
+        return stream(batches)
+
+    def recording_fit(model, *args, **kwargs):
+        history = fit(model, *args, **kwargs)
+        rates = history.history["learning_rate"]
+        epochs = (kwargs["initial_epoch"], kwargs["epochs"])
+        phases[-1] |= {"model": model, "loss": model.loss, "epochs": epochs, "rates": rates}
+        return history
+
+    monkeypatch.setattr(accuracy, "stream", recording_stream)
+    monkeypatch.setattr(keras.Sequential, "fit", recording_fit)
+
+    def run(name, ratio=50.0, l2=3e-4):
+        phases.clear()
+        recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=5, warmup_epochs=2)
+        settings = {"seed": 0, "dataset": "digits", "profile": "exponential", "ratio": ratio}
+        line = accuracy.run(({**settings, "loss": name, "l2": l2, "held_out": 0.0}, recipe))
+        return line["result"], phases
+
+    return run
+
+
+def test_ldam_drw_reweights_in_the_last_fifth(trained):
+    result, (first, second) = trained("ldam_drw")
+    assert (first["epochs"], second["epochs"]) == ((0, 4), (4, 5))
+    for phase in (first, second):
+        assert isinstance(phase["loss"], baselines.LDAMLoss)
+        np.testing.assert_array_equal(phase["loss"].counts, result["class_counts"])
+    np.testing.assert_array_equal(first["loss"].weights, 1.0)
+    expected = baselines.effective_weights(result["class_counts"])
+    np.testing.assert_allclose(second["loss"].weights, expected)
+    # One training: the second phase goes on with the same weights, down the same schedule.
+    assert second["model"] is first["model"]
+    cosine = 0.05 * (1 + np.cos(np.pi * np.arange(3) / 3))
+    np.testing.assert_allclose(first["rates"] + second["rates"], [0.05, 0.1, *cosine], rtol=1e-6)
+    (head,) = [
+        layer
+        for layer in first["model"].layers[-1].layers
+        if isinstance(layer, baselines.CosineHead)
+    ]
+    assert head.kernel.regularizer.l2 == pytest.approx(3e-4)
+
+
+def test_a_method_sets_loss_batches_and_l2(trained):
+    _, (phase,) = trained("gca_consistent_q0.2")
+    assert phase["epochs"] == (0, 5)
+    assert phase["batches"] is accuracy.long_tailed_cifar.Batches
+    assert isinstance(phase["loss"], GCALoss)
+    assert (phase["loss"].q, phase["loss"].consistent) == (0.2, True)
+    kernels = [v for v in phase["model"].trainable_variables if v.name == "kernel"]
+    assert len(kernels) == 8
+    assert {round(float(kernel.regularizer.l2), 8) for kernel in kernels} == {3e-4}
+    _, (phase,) = trained("oversampled")
+    assert phase["batches"] is accuracy.BalancedBatches
+    np.testing.assert_array_equal(phase["loss"].surrogate.shift, 0.0)
+
+
+def test_vs_is_set_as_in_its_paper():
+    for num_classes, gamma, tau in ((10, 0.15, 1.25), (100, 0.05, 0.75)):
+        counts = np.arange(1, num_classes + 1)
+        loss = accuracy.METHODS["vs"].loss(counts)
+        np.testing.assert_allclose(loss.scale, (counts / num_classes) ** gamma)
+        np.testing.assert_allclose(loss.shift, tau * np.log(counts / counts.sum()))
+
+
+def test_one_failed_training_loses_no_other(tmp_path, capsys):
+    recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=1)
+    good, bad = (
+        {"seed": 0, "dataset": "digits", "profile": "step", "ratio": ratio}
+        | {"loss": "ce", "l2": 5e-4, "held_out": 0.0}
+        for ratio in (50.0, 1e6)
+    )
+    output = tmp_path / "runs.jsonl"
+    with pytest.raises(RuntimeError, match="1 of 2 trainings failed; a rerun tries them again"):
+        accuracy.run_all([bad, good], recipe, {}, output, workers=1)
+    (line,) = output.read_text().splitlines()
+    assert json.loads(line)["settings"] == good
+    printed = capsys.readouterr().out
+    assert "1/2 failed" in printed
+    assert "`imbalance_ratio` must be at most" in printed
+
+
 def test_recalls_of_a_missing_class_are_unknown():
     scores = np.eye(3)[[0, 1, 1]]
     assert accuracy.recalls(np.array([0, 0, 1]), scores) == [0.5, 1.0, None]
@@ -314,7 +403,7 @@ def test_report_by_hand(tmp_path, capsys):
         "| loss | digits, step, ratio 10, 7 epochs |",
         "|---|---|",
         "| ce | 52.5 ± 2.5 |",
-        "| ce, post-hoc | 62.5 ± 2.5 |",
+        "| ce, by posterior | 62.5 ± 2.5 |",
         "| gca | 75.0 ± 5.0 |",
     ]
     assert "epochs 7;\n4 trainings of about 7 s each\n" in printed
@@ -322,7 +411,11 @@ def test_report_by_hand(tmp_path, capsys):
     assert "| gca - " not in printed  # Nothing to compare it with.
     _, printed = printed.split("### digits", maxsplit=1)
     rows = [row.split(" | ") for row in printed.splitlines() if row.startswith("| ")]
-    assert rows[0][-3:] == ["logits - ce", "logits - ce, post-hoc", "posterior - ce, post-hoc |"]
+    assert rows[0][-3:] == [
+        "logits - ce",
+        "logits - ce, by posterior",
+        "posterior - ce, by posterior |",
+    ]
     # 70 and 80: mean 75, standard error 5; against 50 and 55: 20 and 25.
     assert rows[1] == [
         *("| gca", "0.0001", "2", "75.0 ± 5.0", "75.0 ± 5.0", "75.0", "95.0"),
@@ -342,7 +435,7 @@ def test_report_by_hand(tmp_path, capsys):
     assert printed[printed.index("### Differences") :].splitlines()[3:8] == [
         "|---|---|---|",
         "| logit_adjusted - ce |  | +25.0 |",
-        "| logit_adjusted - ce, post-hoc |  | +20.0 |",
+        "| logit_adjusted - ce, by posterior |  | +20.0 |",
         "| gca - weighted | +10.0 |  |",
         "",
     ]
