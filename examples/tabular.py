@@ -79,12 +79,16 @@ def train(loss, train_data, extra, rate, args, seed):
 
 def evaluate(model, x, y):
     logits = model.predict(x, batch_size=8192, verbose=0)[:, 0]
-    metric = BinaryBalancedAccuracy()
-    metric.update_state(y, logits)
+    positive = logits > 0
+    if hasattr(model.loss, "posterior"):
+        # For GLA the same; GCA, with its margins, decides by this.
+        positive = keras.ops.convert_to_numpy(model.loss.posterior(logits)) > 0.5
+    metric = BinaryBalancedAccuracy(threshold=0.5)
+    metric.update_state(y, positive.astype("float32"))
     return {
         "balanced accuracy": float(metric.result()),
-        "recall": float((logits[y == 1] > 0).mean()),
-        "accuracy": float(((logits > 0) == y).mean()),
+        "recall": float(positive[y == 1].mean()),
+        "accuracy": float((positive == y).mean()),
     }
 
 
