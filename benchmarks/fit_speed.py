@@ -74,6 +74,10 @@ def main(argv=None):
     result = {"versions": versions, "python": platform.python_version(), "cases": cases}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print_table(cases)
+
+
+def print_table(cases):
     print("| protocol | step, images/s | fit, images/s | fit / step | range |")
     print("|---|---|---|---|---|")
     for case in cases:

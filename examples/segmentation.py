@@ -1,4 +1,4 @@
-"""Segmentation with a rare class: six ways to train the same network on spots of few pixels.
+"""Segmentation with a rare class: seven ways to train the same network on spots of few pixels.
 
     python examples/segmentation.py
 
@@ -64,6 +64,8 @@ class Focal(keras.losses.CategoricalFocalCrossentropy):
 # Each way: the loss for a prior, and what else `fit` gets.
 WAYS = {
     "cross-entropy": (lambda prior: cross_entropy(), None),
+    # Cross-entropy too, but one that knows its posterior.
+    "post-hoc": (lambda prior: GLALoss(prior, tau=0), None),
     # Keras's own `class_weight` does not take labels of this rank.
     "class weights": (lambda prior: cross_entropy(), "sample_weight"),
     "focal": (lambda prior: Focal(alpha=0.25, from_logits=True), None),
@@ -97,7 +99,7 @@ def train(way, images, labels, args, seed):
 def evaluate(model, images, labels):
     scores = model.predict(images, batch_size=256, verbose=0)
     if hasattr(model.loss, "posterior"):
-        # The argmax stays for GLA; GCA, with its margins, decides by this.
+        # What post-hoc adjustment is, and how GCA, with its margins, decides. For GLA the same.
         scores = keras.ops.convert_to_numpy(model.loss.posterior(scores))
     metric = BalancedAccuracy(NUM_CLASSES)
     metric.update_state(labels, scores)

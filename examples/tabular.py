@@ -1,4 +1,4 @@
-"""Rare events in a table: six ways to train the same network on one positive in hundreds.
+"""Rare events in a table: seven ways to train the same network on one positive in hundreds.
 
     python examples/tabular.py --imbalance-ratio 100 1000
 
@@ -53,6 +53,8 @@ def oversample(x, y, rng):
 # Each way: the loss for a rate of positives, and what else `fit` gets.
 WAYS = {
     "cross-entropy": (lambda rate: cross_entropy(), None),
+    # Cross-entropy too, but one that knows its posterior.
+    "post-hoc": (lambda rate: BinaryGLALoss(rate, tau=0), None),
     "class_weight": (lambda rate: cross_entropy(), "class_weight"),
     "focal": (lambda rate: keras.losses.BinaryFocalCrossentropy(from_logits=True), None),
     "oversampling": (lambda rate: cross_entropy(), "oversample"),
@@ -81,7 +83,7 @@ def evaluate(model, x, y):
     logits = model.predict(x, batch_size=8192, verbose=0)[:, 0]
     positive = logits > 0
     if hasattr(model.loss, "posterior"):
-        # For GLA the same; GCA, with its margins, decides by this.
+        # What post-hoc adjustment is, and how GCA, with its margins, decides. For GLA the same.
         positive = keras.ops.convert_to_numpy(model.loss.posterior(logits)) > 0.5
     metric = BinaryBalancedAccuracy(threshold=0.5)
     metric.update_state(y, positive.astype("float32"))
@@ -167,15 +169,16 @@ def compare(ratio, args):
     return results
 
 
-def trade_off(ratio, args):
+def trade_off(ratio, ways, args):
     """Returns what GLA reaches for each target between the balanced mix and that of the data."""
     train_data, test_data, rate = load(ratio, args.examples, seed=0)
-    points = []
-    for alpha in ALPHAS:
+    between = []
+    for alpha in ALPHAS[1:-1]:
         target = rate**alpha / (rate**alpha + (1.0 - rate) ** alpha)
         loss = BinaryGLALoss(rate, target_priors=target)
-        points.append(evaluate(train(loss, train_data, None, rate, args, seed=0), *test_data))
-    return points
+        between.append(evaluate(train(loss, train_data, None, rate, args, seed=0), *test_data))
+    # At the ends, 0 and 1, that is two of the ways.
+    return [ways["GLA"][0], *between, ways["cross-entropy"][0]]
 
 
 def main(argv=None):
@@ -187,7 +190,7 @@ def main(argv=None):
         ways[ratio] = compare(ratio, args)
         print_table(ways[ratio])
         print("\nGLA with target_priors = priors ** alpha, first seed, % on test data")
-        trade_offs[ratio] = trade_off(ratio, args)
+        trade_offs[ratio] = trade_off(ratio, ways[ratio], args)
         print_trade_off(trade_offs[ratio])
     versions = {"keras": keras.__version__, "keras_balanced": keras_balanced.__version__}
     results = {"versions": versions, "ways": ways, "trade_offs": trade_offs}

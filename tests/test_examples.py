@@ -163,7 +163,7 @@ def test_tabular(tmp_path, capsys):
     assert balanced > 60
     assert accuracy < float(rows["cross-entropy"][2])
     assert recall > float(rows["cross-entropy"][1])
-    # The ends of the trade-off are these two ways.
+    # The ends of the trade-off.
     assert rows["0"] == [rows["GLA"][0], rows["GLA"][2]]
     assert rows["1"] == [rows["cross-entropy"][0], rows["cross-entropy"][2]]
     written = json.loads(output.read_text())
