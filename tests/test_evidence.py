@@ -1,6 +1,8 @@
 """The tables in the documentation are those that the committed results give."""
 
+import json
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -8,7 +10,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
 import accuracy_report  # noqa: E402
+import fit_speed  # noqa: E402
 import long_tailed_cifar  # noqa: E402
+import segmentation  # noqa: E402
+import tabular  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
 BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
@@ -26,16 +31,37 @@ def test_demo():
         assert " | ".join([f"| {name}", *(row[column] for column in columns)]) + " |" in README
 
 
+def report_sections(capsys, *paths):
+    accuracy_report.report(paths)
+    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    return [section.strip() for section in sections]
+
+
 def test_accuracy(capsys):
-    accuracy_report.report([RESULTS / f"accuracy_{name}.jsonl" for name in ("digits", "cifar10")])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("|", "###"))]
-    assert len(rows) > 100
-    missing = [row for row in rows if row not in BENCHMARKS]
-    assert not missing, missing
-    summary = rows[rows.index("### Summary") + 1 :]
-    summary = summary[: next(i for i, row in enumerate(summary) if row.startswith("###"))]
-    quoted = [
-        row for row in README.splitlines() if row.startswith(("| ce", "| logit_adj", "| gca"))
-    ]
-    assert len(quoted) == 4
-    assert all(row in summary for row in quoted)
+    summary, differences, *tables = report_sections(capsys, *sorted(RESULTS.glob("accuracy_*")))
+    tables += report_sections(capsys, RESULTS / "convergence.jsonl")[2:]
+    assert len(tables) > 8
+    for section in (summary, differences, *tables):
+        assert section + "\n" in BENCHMARKS
+    # No table that the results no longer give.
+    written = re.findall(r"(?m)^### .*, ratio .*$", BENCHMARKS)
+    assert sorted(written) == sorted(table.splitlines()[0] for table in tables)
+    quoted = re.findall(r"(?m)^\| (?:ce|logit_adjusted|gca)[^`\n]*$", README)
+    assert len(quoted) == 5
+    assert all(row in summary.splitlines() for row in quoted)
+
+
+def test_fit_speed(capsys):
+    fit_speed.print_table(json.loads((RESULTS / "fit_speed.json").read_text())["cases"])
+    assert capsys.readouterr().out in BENCHMARKS
+
+
+def test_examples(capsys):
+    of_tabular = json.loads((RESULTS / "tabular.json").read_text())
+    of_segmentation = json.loads((RESULTS / "segmentation.json").read_text())
+    tables = [(tabular.print_table, ways) for ways in of_tabular["ways"].values()]
+    tables += [(tabular.print_trade_off, points) for points in of_tabular["trade_offs"].values()]
+    tables += [(segmentation.print_table, of_segmentation["ways"])]
+    for print_table, results in tables:
+        print_table(results)
+        assert capsys.readouterr().out in BENCHMARKS
