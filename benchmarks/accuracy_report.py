@@ -109,8 +109,9 @@ def print_pairs(tested):
         ]
         if any(row):
             rows.append([f"{name} - {base}", *row])
-    print("\n### Differences\n")
-    print_rows(["difference", *map(title_of, tested)], rows)
+    if rows:
+        print("\n### Differences\n")
+        print_rows(["difference", *map(title_of, tested)], rows)
 
 
 def decided(of_losses, name):
