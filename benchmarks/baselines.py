@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
-from keras_balanced import GCALoss, functional
+from keras_balanced import GCALoss, formula, surrogates
 
 LDAM_MAX_MARGIN, LDAM_SCALE = 0.5, 30.0
 
@@ -130,16 +130,16 @@ class MarginGLALoss(keras.losses.Loss):
 
     def __init__(self, counts, q=0.0, consistent=False):
         super().__init__()
-        gla, gca = functional.gla_surrogate(counts, q), functional.gca_surrogate(counts, q)
+        gla, gca = surrogates.gla_surrogate(counts, q), surrogates.gca_surrogate(counts, q)
         weights = gca.margins if consistent else None
         self.surrogate = gla._replace(margins=gca.margins, weights=weights)
 
     def call(self, y_true, y_pred):
-        return functional.surrogate_loss(y_true, y_pred, self.surrogate)
+        return formula.surrogate_loss(y_true, y_pred, self.surrogate)
 
     def posterior(self, y_pred, target_priors):
         logits = ops.convert_to_tensor(y_pred)
-        return ops.exp(functional.log_posterior(logits, self.surrogate, target_priors))
+        return ops.exp(formula.log_posterior(logits, self.surrogate, target_priors))
 
 
 @keras.saving.register_keras_serializable(package="benchmarks")

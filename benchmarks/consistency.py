@@ -16,25 +16,25 @@ import keras
 import numpy as np
 from scipy import optimize
 
-from keras_balanced import functional
+from keras_balanced import formula, surrogates
 
 # Each loss of the design's table: its surrogate for a prior and q, and the q it is defined for.
 GRID = (0.0, 0.3, 0.6)
 LOSSES = {
-    "cross-entropy": (lambda p, q: functional.gla_surrogate(p, q, tau=0.0), GRID[:1]),
-    "generalized cross-entropy": (lambda p, q: functional.gla_surrogate(p, q, tau=0.0), GRID[1:]),
-    "logit-adjusted": (lambda p, q: functional.gla_surrogate(p, q), GRID[:1]),
-    "GLA": (lambda p, q: functional.gla_surrogate(p, q), GRID[1:]),
-    "GLA, tau = 1": (lambda p, q: functional.gla_surrogate(p, q, tau=1.0), GRID[1:]),
-    "class-weighted": (lambda p, q: functional.gca_surrogate(p, q, margins=None), GRID),
-    "GCA": (lambda p, q: functional.gca_surrogate(p, q), GRID),
-    "GCA, consistent": (lambda p, q: functional.gca_surrogate(p, q, consistent=True), GRID),
+    "cross-entropy": (lambda p, q: surrogates.gla_surrogate(p, q, tau=0.0), GRID[:1]),
+    "generalized cross-entropy": (lambda p, q: surrogates.gla_surrogate(p, q, tau=0.0), GRID[1:]),
+    "logit-adjusted": (lambda p, q: surrogates.gla_surrogate(p, q), GRID[:1]),
+    "GLA": (lambda p, q: surrogates.gla_surrogate(p, q), GRID[1:]),
+    "GLA, tau = 1": (lambda p, q: surrogates.gla_surrogate(p, q, tau=1.0), GRID[1:]),
+    "class-weighted": (lambda p, q: surrogates.gca_surrogate(p, q, margins=None), GRID),
+    "GCA": (lambda p, q: surrogates.gca_surrogate(p, q), GRID),
+    "GCA, consistent": (lambda p, q: surrogates.gca_surrogate(p, q, consistent=True), GRID),
     "GCA, consistent, margins p^(1/3)": (
-        lambda p, q: functional.gca_surrogate(p, q, np.cbrt(p), consistent=True),
+        lambda p, q: surrogates.gca_surrogate(p, q, np.cbrt(p), consistent=True),
         GRID,
     ),
     "IMMAX": (
-        lambda p, q: functional.gca_surrogate(p, q, target_priors=p),
+        lambda p, q: surrogates.gca_surrogate(p, q, target_priors=p),
         GRID[:1],
     ),
 }
@@ -107,7 +107,7 @@ def measure(surrogate_of, q, problems, seed=0):
         if not is_minimum:
             continue
         attained += 1
-        posterior = functional.log_posterior(
+        posterior = formula.log_posterior(
             keras.ops.convert_to_tensor(z, dtype="float64"),
             surrogate,
             np.full(len(eta), 1 / len(eta)),
@@ -128,7 +128,7 @@ def counterexample():
     logits = {}
     for consistent in (False, True):
         weights = weighted * (margins if consistent else 1.0)
-        surrogate = functional.Surrogate(
+        surrogate = surrogates.Surrogate(
             np.full(2, 0.5), np.full(2, 0.5), 0.0, margins=margins, weights=weights
         )
         logits[consistent] = minimise(np.full(2, 0.5), surrogate, np.random.default_rng(0))[0]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_balanced import layers, metrics, validation
+from keras_balanced import batches, metrics, validation
 
 
 class PerClassReport(keras.callbacks.Callback):
@@ -97,7 +97,7 @@ class PerClassReport(keras.callbacks.Callback):
                 keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)
                 for i in range(0, len(data[1]), batch_size)
             )
-        for batch in layers.iterate_batches(data):
+        for batch in batches.iterate_batches(data):
             # As arrays: JAX takes no tensors of other libraries.
             batch = keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
             yield keras.utils.unpack_x_y_sample_weight(batch)

@@ -1,13 +1,10 @@
 """Keras layers for class priors: estimated from data, applied after training."""
 
-import itertools
-import numbers
-
 import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import functional, validation
+from keras_balanced import backends, batches, surrogates, targets, validation
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -107,13 +104,13 @@ class ClassPrior(keras.layers.Layer):
             ValueError: for labels that are none, or no labels at all; the former counts stay.
         """
         counts = np.zeros_like(self._counts)
-        batches, all_vectors = 0, not self.multi_label  # One-hot ones, that look like K labels.
-        for labels, weights in _labels_and_weights(data, sample_weight, steps):
+        number, all_vectors = 0, not self.multi_label  # One-hot ones, that look like K labels.
+        for labels, weights in batches.labels_and_weights(data, sample_weight, steps):
             labels = _to_numpy(labels)
             counts += self._count(labels, weights)
-            batches += 1
+            number += 1
             all_vectors &= labels.shape == (self.num_classes,) and bool(labels.sum() == 1)
-        if batches > 1 and all_vectors:
+        if number > 1 and all_vectors:
             raise ValueError(
                 f"Labels must be integers, or (..., {self.num_classes}) targets with a batch "
                 "axis. Received: batches that all look like one one-hot vector; batch them"
@@ -338,15 +335,15 @@ class LogitAdjustment(keras.layers.Layer):
 
     def __init__(self, priors, target_priors=None, tau=1.0, **kwargs):
         super().__init__(**kwargs)
-        self.surrogate = functional.gla_surrogate(priors, 0.0, tau, target_priors)
+        self.surrogate = surrogates.gla_surrogate(priors, 0.0, tau, target_priors)
         self.priors = validation.plain(priors)
         self.target_priors = validation.plain(target_priors)
         self.tau = float(tau)
         self.built = True
 
     def call(self, logits, training=False):
-        functional.refuse_probabilities(logits)
-        functional.check_classes(logits, len(self.surrogate.priors))
+        backends.refuse_probabilities(logits)
+        targets.check_classes(logits, len(self.surrogate.priors))
         if training:
             return logits
         return logits - ops.convert_to_tensor(self.surrogate.shift, dtype=logits.dtype)
@@ -363,58 +360,8 @@ class LogitAdjustment(keras.layers.Layer):
         }
 
 
-def iterate_batches(data, steps=None):
-    """Yields the batches of anything that `fit` takes batches from, at most `steps` of them."""
-    if isinstance(data, keras.utils.PyDataset):
-        size = data.num_batches
-        batches = (data[i] for i in (itertools.count() if size is None else range(size)))
-        endless = size is None
-    else:
-        batches = iter(data)
-        endless = hasattr(data, "cardinality") and int(data.cardinality()) == -1  # tf.data
-    if endless and steps is None:
-        raise ValueError("`steps` is needed for data without end. Received: steps=None")
-    for batch in itertools.islice(batches, steps):
-        # A PyTorch `DataLoader` gives `[x, y]`; a list of numbers is labels.
-        is_list = isinstance(batch, list) and batch and hasattr(batch[-1], "shape")
-        is_tuple = is_list and not isinstance(batch[-1], numbers.Number)
-        yield tuple(batch) if is_tuple else batch
-
-
 # Labels that stay in the cache while they are checked and counted.
 _CHUNK = 1 << 17
-
-
-def _labels_and_weights(data, sample_weight, steps):
-    """Yields the labels of `data` and their weights: `data` itself, or those of its batches."""
-    if isinstance(data, tuple):
-        raise ValueError(
-            "`adapt` expected labels or batches. Received: a tuple; pass only its labels, "
-            "as in `adapt(y_train)`"
-        )
-    first = data
-    while isinstance(first, list) and first:
-        first = first[0]
-    if hasattr(data, "shape") or (isinstance(data, list) and isinstance(first, numbers.Number)):
-        yield data, sample_weight
-        return
-    if sample_weight is not None and sample_weight is not True:
-        raise ValueError(
-            "With batches `sample_weight` must be None, or True for the weights in them. "
-            f"Received: sample_weight of type {type(sample_weight).__name__}"
-        )
-    for batch in iterate_batches(data, steps):
-        weights = None
-        if isinstance(batch, tuple):
-            if len(batch) not in (2, 3):
-                raise ValueError(
-                    "`adapt` expected batches of labels, (x, labels) or (x, labels, weights). "
-                    f"Received: a tuple of {len(batch)}"
-                )
-            batch, weights = batch[1], batch[2] if len(batch) == 3 else None
-        if sample_weight and weights is None:
-            raise ValueError("`sample_weight=True` needs batches (x, labels, weights)")
-        yield batch, weights if sample_weight else None
 
 
 def _to_numpy(tensor):

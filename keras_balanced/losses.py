@@ -3,11 +3,11 @@
 import keras
 from keras import ops
 
-from keras_balanced import functional, masks, validation
+from keras_balanced import backends, formula, surrogates, targets, validation
 
 
 class _BalancedLoss(keras.losses.Loss):
-    """A `functional.Surrogate` under the contract of a Keras loss."""
+    """A `Surrogate` under the contract of a Keras loss."""
 
     _binary = False
 
@@ -24,31 +24,31 @@ class _BalancedLoss(keras.losses.Loss):
         self.surrogate = surrogate
         self.from_logits = bool(from_logits)
         self.ignore_class = ignore_class
-        self._read_mask = masks.ReadMask(self.dtype)
-        self._set_mask = masks.SetMask(self.dtype)
+        self._read_mask = backends.ReadMask(self.dtype)
+        self._set_mask = backends.SetMask(self.dtype)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if self.from_logits:
             # Before Keras casts `y_pred`, which loses the mark that a softmax leaves on it.
-            functional.refuse_probabilities(y_pred)
-        shape = functional.shape_of_losses(y_pred, self._binary)
+            backends.refuse_probabilities(y_pred)
+        shape = targets.shape_of_losses(y_pred, self._binary)
         counted = self._read_mask(y_pred)
         if 0 < len(counted.shape) < len(shape):
             # The mask `(...)` of predictions `(..., L)` covers all of their labels.
-            counted = functional.match_weights(counted, shape)
+            counted = targets.match_weights(counted, shape)
             y_pred = self._set_mask([y_pred, ops.cast(counted, "bool")])
         if sample_weight is not None:
             # Keras would match (B,) to (B, T) from the right, or refuse it.
             sample_weight = ops.convert_to_tensor(sample_weight, dtype=self.dtype)
             # A copy: on PyTorch Keras multiplies a mask into it in place.
-            sample_weight = ops.copy(functional.match_weights(sample_weight, shape))
+            sample_weight = ops.copy(targets.match_weights(sample_weight, shape))
             counted = counted * sample_weight
         if len(counted.shape):
-            y_true = functional.blank_labels(y_true, counted)
+            y_true = targets.blank_labels(y_true, counted)
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true, y_pred):
-        function = functional.binary_loss if self._binary else functional.surrogate_loss
+        function = formula.binary_loss if self._binary else formula.surrogate_loss
         losses = function(y_true, y_pred, self.surrogate, self.from_logits, self.ignore_class)
         if self.ignore_class is None:
             return losses
@@ -75,16 +75,16 @@ class _BalancedLoss(keras.losses.Loss):
         Raises:
             ValueError: for shapes or priors that do not fit.
         """
-        logits = functional.as_logits(y_pred, self.from_logits, self._binary)
+        logits = formula.as_logits(y_pred, self.from_logits, self._binary)
         if target_priors is None:
             target = self.surrogate.target_priors
         else:
-            target = functional.check_target(target_priors, self.surrogate.priors, self._binary)
+            target = validation.check_target(target_priors, self.surrogate.priors, self._binary)
         if not self._binary:
-            functional.check_classes(logits, len(self.surrogate.priors))
-            return ops.exp(functional.log_posterior(logits, self.surrogate, target))
+            targets.check_classes(logits, len(self.surrogate.priors))
+            return ops.exp(formula.log_posterior(logits, self.surrogate, target))
         logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
-        return ops.exp(functional.log_posterior(logits, self.surrogate, target))[..., 1]
+        return ops.exp(formula.log_posterior(logits, self.surrogate, target))[..., 1]
 
     def get_config(self):
         return {
@@ -165,7 +165,7 @@ class GLALoss(_BalancedLoss):
         name="gla_loss",
         dtype=None,
     ):
-        surrogate = functional.gla_surrogate(priors, q, tau, target_priors, self._binary)
+        surrogate = surrogates.gla_surrogate(priors, q, tau, target_priors, self._binary)
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
         self.priors = validation.plain(priors)
         self.q = surrogate.q
@@ -262,7 +262,7 @@ class GCALoss(_BalancedLoss):
         name="gca_loss",
         dtype=None,
     ):
-        surrogate = functional.gca_surrogate(
+        surrogate = surrogates.gca_surrogate(
             priors, q, margins, consistent, target_priors, self._binary
         )
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)

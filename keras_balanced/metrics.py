@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import functional, masks, validation
+from keras_balanced import backends, targets, validation
 
 
 class _ClassMetric(keras.metrics.Metric):
@@ -20,12 +20,12 @@ class _ClassMetric(keras.metrics.Metric):
         if ignore_class is not None:
             ignore_class = validation.check_integer("ignore_class", ignore_class)
         self.ignore_class = ignore_class
-        self._read_mask = masks.ReadMask(self.dtype)
+        self._read_mask = backends.ReadMask(self.dtype)
 
     def _flatten(self, y_true, y_pred, sample_weight):
         """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
         y_pred = ops.convert_to_tensor(y_pred)
-        y_true, sparse = functional.match_shapes(
+        y_true, sparse = targets.match_shapes(
             ops.convert_to_tensor(y_true), y_pred, self.num_classes
         )
         weights = self._weights(y_pred, sample_weight, ops.shape(y_pred)[:-1])
@@ -37,10 +37,10 @@ class _ClassMetric(keras.metrics.Metric):
         return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
 
     def _weights(self, y_pred, sample_weight, shape):
-        weights = functional.match_weights(self._read_mask(y_pred), shape)
+        weights = targets.match_weights(self._read_mask(y_pred), shape)
         if sample_weight is None:
             return weights
-        sample_weight = functional.match_weights(ops.cast(sample_weight, self.dtype), shape)
+        sample_weight = targets.match_weights(ops.cast(sample_weight, self.dtype), shape)
         return weights * sample_weight
 
     def _check_labels(self, labels, weights):
@@ -88,9 +88,9 @@ class _RecallMetric(_ClassMetric):
             hits = weights * ops.cast(ops.equal(y_true, predicted), self.dtype)
             total, correct = self._sums(weights, y_true), self._sums(hits, y_true)
         else:
-            targets = y_true * weights[:, None]
-            hits = ops.take_along_axis(targets, predicted[:, None], axis=-1)[:, 0]
-            total, correct = ops.sum(targets, axis=0), self._sums(hits, predicted)
+            weighted = y_true * weights[:, None]
+            hits = ops.take_along_axis(weighted, predicted[:, None], axis=-1)[:, 0]
+            total, correct = ops.sum(weighted, axis=0), self._sums(hits, predicted)
         # The NaN of one label out of range goes to every class.
         self.total.assign_add(total + 0.0 * ops.sum(weights))
         self.correct.assign_add(correct)
@@ -444,7 +444,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
             sample_weight: Optional weights `(...)`, or of fewer leading axes.
         """
         y_pred = ops.convert_to_tensor(y_pred)
-        y_true, logits = functional.match_binary(ops.convert_to_tensor(y_true), y_pred)
+        y_true, logits = targets.match_binary(ops.convert_to_tensor(y_true), y_pred)
         weights = self._weights(y_pred, sample_weight, ops.shape(logits))
         y_true = ops.cast(y_true, self.dtype)
         if self.ignore_class is not None:
@@ -454,9 +454,9 @@ class BinaryBalancedAccuracy(_RecallMetric):
         bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
         weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
         y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
-        targets = ops.reshape(ops.stack([1.0 - y_true, y_true], axis=-1), (-1, 2))
+        both = ops.reshape(ops.stack([1.0 - y_true, y_true], axis=-1), (-1, 2))
         predicted = ops.cast(ops.reshape(logits > self.threshold, (-1,)), "int32")
-        self._count(targets, predicted, ops.reshape(weights, (-1,)))
+        self._count(both, predicted, ops.reshape(weights, (-1,)))
 
     def result(self):
         return self._mean(self.recalls())

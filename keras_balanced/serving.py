@@ -8,16 +8,19 @@ data, and `estimate_target_priors` finds the class mix of data without labels.
 import json
 import pathlib
 import tempfile
-from typing import NamedTuple
 
 import keras
-import numpy as np
-from keras import ops
 
-from keras_balanced import functional, layers, losses, metrics, validation
-
-_TEMPERATURES = (0.01, 100.0)
-_MATRIX_ENTRIES = 2**24  # Of the `(K, K)` matrices of unequal margins, in memory at once.
+from keras_balanced import formula, validation
+from keras_balanced.calibration import (  # noqa: F401
+    _TEMPERATURES,
+    _check_loss,
+    _check_model,
+    _is_binary,
+    _log_posterior,
+    calibrate,
+    estimate_target_priors,
+)
 
 
 def export(model, path, loss=None, class_names=None, target_priors=None, temperature=None):
@@ -80,7 +83,7 @@ def export(model, path, loss=None, class_names=None, target_priors=None, tempera
     named = _check_model(model, loss)
     target = loss.surrogate.target_priors
     if target_priors is not None:
-        target = functional.check_target(target_priors, loss.surrogate.priors, _is_binary(loss))
+        target = validation.check_target(target_priors, loss.surrogate.priors, _is_binary(loss))
     class_names = _check_class_names(class_names, len(target))
     if temperature is None:
         temperature = 1.0
@@ -122,249 +125,6 @@ def export(model, path, loss=None, class_names=None, target_priors=None, tempera
         return _rename_to_next_version(saved, path)
 
 
-class _Calibration(NamedTuple):
-    temperature: float
-    before: dict
-    after: dict
-    probabilities: dict
-    labels: np.ndarray
-
-
-def calibrate(model, loss, validation_data):
-    """Fits the temperature of the posterior of a trained model on held-out data.
-
-    The temperature minimises the negative log-likelihood, each class weighted to its share in
-    the mix that the loss trains for: by default every class counts the same.
-
-    Formula:
-
-    ```
-    weight[i]   = target_priors[y[i]] / fraction of class y[i] in the data
-    temperature = argmin_T -sum_i weight[i] log softmax(log_posterior[i] / T)[y[i]]
-    ```
-
-    Args:
-        model: Trained model with one output.
-        loss: The loss that it was trained with; `None` is the compiled one.
-        validation_data: Held-out data as in `fit`: arrays `(x, y)` or `(x, y, sample_weight)`, or
-            batches of them (a `tf.data.Dataset`, a `PyDataset`). Integer or one-hot labels.
-
-    Returns:
-        A named tuple of the `temperature`, for `export`; the dicts `before` (at temperature 1)
-        and `after` of the `negative_log_likelihood` (nats) and `class_calibration_error` with
-        these weights; the dict `probabilities` of the two, `(N, K)` under the class mix of the
-        held-out data, and their `labels` `(N,)`, for `plots.reliability_diagram`.
-
-    Raises:
-        ValueError: for data that do not fit, or that have no best temperature: where every
-            example is classified right, or the labels have nothing to do with the predictions.
-        ImportError: where SciPy is missing.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from keras_balanced import GLALoss
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(10.0)])
-    >>> x = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1]], "float32")
-    >>> y = np.array([0, 1, 1, 1, 1, 0])  # right in four of six, sure of all
-    >>> calibration = calibrate(model, GLALoss([1, 1]), (x, y))
-    >>> print(f"{calibration.temperature:.1f}")
-    19.6
-
-    References:
-        - [Guo et al., 2017](https://arxiv.org/abs/1706.04599)
-    """
-    try:
-        from scipy import optimize, special
-    except ImportError as error:
-        raise ImportError(
-            'Calibration needs SciPy: pip install "keras-balanced[serving]"'
-        ) from error
-
-    loss = _check_loss(model, loss)
-    _check_model(model, loss)
-    target = loss.surrogate.target_priors
-    log_posterior, labels, weights = _held_out(model, loss, validation_data)
-    mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
-    weights = weights * (target / np.where(mix > 0, mix, 1.0))[labels]
-
-    def log_probabilities(temperature):
-        return special.log_softmax(log_posterior / temperature, axis=-1)
-
-    def negative_log_likelihood(temperature):
-        log_p = log_probabilities(temperature)[np.arange(len(labels)), labels]
-        return float(-np.average(log_p, weights=weights))
-
-    best = optimize.minimize_scalar(
-        lambda log_temperature: negative_log_likelihood(np.exp(log_temperature)),
-        bounds=np.log(_TEMPERATURES),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    low, high = (negative_log_likelihood(temperature) for temperature in _TEMPERATURES)
-    if best.fun >= min(low, high):
-        what = "all right" if low < high else "no more often right than by chance"
-        raise ValueError(
-            "`validation_data` must have a best temperature: examples that the model gets wrong, "
-            f"and more that it gets right. Received: {len(labels)} examples, {what}"
-        )
-    temperatures = {"before": 1.0, "after": float(np.exp(best.x))}
-    errors, probabilities = {}, {}
-    for name, temperature in temperatures.items():
-        p = np.exp(log_probabilities(temperature))
-        calibration_error = metrics.ClassCalibrationError(len(target))
-        calibration_error.update_state(labels, p, weights)
-        errors[name] = {
-            "negative_log_likelihood": negative_log_likelihood(temperature),
-            "class_calibration_error": float(calibration_error.result()),
-        }
-        moved = p * (mix / target)
-        probabilities[name] = moved / moved.sum(axis=-1, keepdims=True)
-    return _Calibration(temperatures["after"], **errors, probabilities=probabilities, labels=labels)
-
-
-def estimate_target_priors(probabilities, training_priors, max_iterations=10_000, tolerance=1e-6):
-    """Estimates the class mix of unlabelled data from a model's probabilities on it.
-
-    Maximises the likelihood of the data over the class mix by expectation maximisation. The
-    probabilities must be calibrated for `training_priors`, and only the mix may have changed:
-    the examples of each class still look as they did.
-
-    Formula:
-
-    ```
-    ratio[i, k]  = probabilities[i, k] / training_priors[k]
-    gain[k]      = mean over i of ratio[i, k] / sum_j priors[j] ratio[i, j]
-    priors[k]   <- priors[k] * gain[k]       # until max(gain) - 1 <= tolerance
-    ```
-
-    That bound is on the mean log-likelihood, in nats: no mix has a better one by more.
-
-    Args:
-        probabilities: Posterior of each example under `training_priors`, `(N, K)`, for instance
-            `loss.posterior(logits, target_priors=training_priors)`, or what the signature
-            `with_priors` of an exported model answers.
-        training_priors: Class mix in which these probabilities hold: `K` counts or probabilities,
-            or an adapted `ClassPrior`.
-        max_iterations: Number of steps after which to give up.
-        tolerance: Positive number, in nats an example.
-
-    Returns:
-        The class mix, `(K,)` float64, which sums to 1. A class that seems absent has about 0.
-
-    Raises:
-        ValueError: for probabilities that are none, or that do not tell the classes apart.
-        RuntimeError: if the steps do not converge.
-
-    Example:
-
-    >>> import numpy as np
-    >>> probabilities = np.array([[0.9, 0.1]] * 30 + [[0.1, 0.9]] * 70)
-    >>> print(estimate_target_priors(probabilities, training_priors=[0.5, 0.5]).round(3))
-    [0.25 0.75]
-
-    References:
-        - [Saerens et al., 2002](https://doi.org/10.1162/089976602753284446)
-    """
-    probabilities = np.asarray(ops.convert_to_numpy(probabilities), dtype="float64")
-    priors = validation.check_mix("training_priors", training_priors)
-    max_iterations = validation.check_integer("max_iterations", max_iterations, low=1)
-    tolerance = validation.check_number("tolerance", tolerance, low=0.0)
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(priors) or not len(probabilities):
-        raise ValueError(
-            f"`probabilities` must be (N, {len(priors)}), one number for each class of "
-            f"`training_priors`. Received: probabilities of shape {probabilities.shape}"
-        )
-    sums = probabilities.sum(axis=-1)
-    if not ((probabilities >= 0).all() and np.allclose(sums, 1.0, atol=1e-3)):
-        raise ValueError(
-            "`probabilities` must be non-negative and sum to 1 for each example (logits go "
-            f"through `loss.posterior`). Received: sums from {sums.min():.4g} to {sums.max():.4g}, "
-            f"smallest value {probabilities.min():.4g}"
-        )
-    # Columns that depend on each other leave the likelihood flat: any mix of them is as good. A
-    # class that is 0 everywhere is known to be absent.
-    seen = probabilities[:, probabilities.any(axis=0)]
-    seen = seen / np.linalg.norm(seen, axis=0)
-    if np.linalg.matrix_rank(seen.T @ seen, hermitian=True) < seen.shape[1]:
-        raise ValueError(
-            "`probabilities` must tell the classes apart: at least as many different examples as "
-            f"classes. Received: {len(probabilities)} examples for {seen.shape[1]} classes, in "
-            "which the classes' probabilities depend on each other"
-        )
-    ratios = probabilities / priors
-    for _ in range(max_iterations):
-        gain = (ratios / (ratios @ priors)[:, None]).mean(axis=0)
-        if gain.max() - 1.0 <= tolerance:
-            return priors / priors.sum()
-        priors = priors * gain
-    raise RuntimeError(
-        f"The class mix did not converge in {max_iterations} steps: its mean log-likelihood may "
-        f"still grow by {gain.max() - 1.0:.2g}. Raise `max_iterations` or `tolerance`."
-    )
-
-
-def _is_binary(loss):
-    return isinstance(loss, losses.BinaryGLALoss | losses.BinaryGCALoss)
-
-
-def _check_loss(model, loss):
-    """Returns the loss whose posterior the model predicts."""
-    compiled = loss is None
-    if compiled:
-        loss = getattr(model, "loss", None)
-    if not isinstance(loss, losses.GLALoss | losses.GCALoss):
-        raise ValueError(
-            "`loss` must be the loss of keras_balanced that the model was trained with, or "
-            "None if the model is compiled with it (for plain cross-entropy "
-            f"`GLALoss(priors, tau=0)`). Received: {'the compiled ' if compiled else ''}"
-            f"loss={loss!r}"
-        )
-    if loss.surrogate.priors.ndim > 1:
-        raise ValueError(
-            "`loss` must have one class an example. Received: a loss of "
-            f"{len(loss.surrogate.priors)} labels, of which an example can have several"
-        )
-    return loss
-
-
-def _check_model(model, loss):
-    """Returns whether the model takes its inputs by name."""
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise ValueError(
-            "`model` must be a built Functional or Sequential model: call it or fit it first, and "
-            "wrap a subclassed one as `keras.Model(inputs, model(inputs))`. "
-            f"Received: model={model!r}"
-        )
-    if len(model.outputs) != 1:
-        raise ValueError(
-            f"`model` must have one output, the logits. Received: {len(model.outputs)} outputs"
-        )
-    layer = functional.last_layer(model)
-    if loss.from_logits and functional.gives_probabilities(layer):
-        raise ValueError(
-            "`model` must give logits, since its loss has `from_logits=True`. Received: a model "
-            f"that ends in the softmax or sigmoid of its layer {layer.name!r}"
-        )
-    named = len(model.inputs) > 1 or isinstance(getattr(model, "input", None), dict)
-    names = [x.name for x in model.inputs]
-    if named and (
-        "target_priors" in names or any(name.startswith("keras_tensor") for name in names)
-    ):
-        raise ValueError(
-            "Name each of several inputs, as in `keras.Input(shape, name=...)`, and none "
-            f"`target_priors`. Received: inputs named {names}"
-        )
-    if not _is_binary(loss):
-        functional.check_classes(model.outputs[0], len(loss.surrogate.priors))
-    elif model.outputs[0].shape[1:] not in ((), (1,)):
-        raise ValueError(
-            "`model` must have one logit an example for a binary loss. "
-            f"Received: an output of shape {model.outputs[0].shape}"
-        )
-    return named
-
-
 def _check_class_names(class_names, num_classes):
     if class_names is None:
         return [str(k) for k in range(num_classes)]
@@ -378,15 +138,6 @@ def _check_class_names(class_names, num_classes):
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"`class_names` must be different. Received: {repeated[:10]} repeated")
     return names
-
-
-def _log_posterior(loss, logits):
-    """Returns the log-probabilities `(..., K)` under the mix that the loss trains for."""
-    if _is_binary(loss):
-        if len(logits.shape) > 1:
-            logits = ops.squeeze(logits, axis=-1)
-        logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
-    return functional.log_posterior(logits, loss.surrogate, loss.surrogate.target_priors)
 
 
 def _tensorflow():
@@ -410,7 +161,7 @@ def _archive(tf, model, named, loss, classes):
 
     def raw(inputs):
         y_pred = model(inputs if named else inputs["inputs"], training=False)
-        return {"logits": functional.as_logits(y_pred, loss.from_logits, _is_binary(loss))}
+        return {"logits": formula.as_logits(y_pred, loss.from_logits, _is_binary(loss))}
 
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -483,65 +234,3 @@ def _rename_to_next_version(saved, path):
             if not (path / str(version)).exists():
                 raise
             version += 1
-
-
-def _held_out(model, loss, data):
-    """Returns log-posterior `(N, K)`, labels `(N,)` and weights `(N,)` of held-out data."""
-    arrays = isinstance(data, tuple)
-    parts = []
-    for batch in [data] if arrays else layers.iterate_batches(data):
-        x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        if y_true is None:
-            raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
-        y_pred = model.predict(x, verbose=0) if arrays else model.predict_on_batch(x)
-        parts.append((y_pred, y_true, weights))
-    if not parts:
-        raise ValueError("`validation_data` must have examples. Received: none")
-    results = [_labelled(loss, *part) for part in parts]
-    log_posterior, labels, weights = (np.concatenate(part) for part in zip(*results, strict=True))
-    if not weights.sum() > 0:
-        raise ValueError("`validation_data` must have labelled examples. Received: none")
-    return log_posterior, labels, weights
-
-
-def _labelled(loss, y_pred, y_true, weights=None):
-    """Returns the log-posterior, labels and weights of the labelled positions of a batch."""
-    num_classes = len(loss.surrogate.priors)
-    logits = functional.as_logits(y_pred, loss.from_logits, _is_binary(loss))
-    y_true = ops.convert_to_numpy(y_true)
-    if _is_binary(loss):
-        shape = tuple(logits.shape[:1])
-        y_true = np.reshape(y_true, shape)
-    else:
-        y_true, sparse = functional.match_shapes(ops.convert_to_tensor(y_true), logits, num_classes)
-        y_true = ops.convert_to_numpy(y_true)
-        shape = tuple(logits.shape[:-1])
-        if not sparse:
-            if not (np.isin(y_true, (0, 1)).all() and (y_true.sum(axis=-1) == 1).all()):
-                raise ValueError(
-                    "`validation_data` must have integer or one-hot labels. Received: soft targets"
-                )
-            y_true = y_true.argmax(axis=-1)
-    labels = y_true.reshape(-1)
-    kept = np.ones(labels.shape, bool) if loss.ignore_class is None else labels != loss.ignore_class
-    bad = np.unique(labels[kept & ~np.isin(labels, np.arange(num_classes))])
-    if bad.size:
-        raise ValueError(
-            f"The labels of `validation_data` must be integers in [0, {num_classes}). "
-            f"Received: {bad[:10].tolist()}"
-        )
-    if weights is None:
-        weights = np.ones(labels.shape)
-    else:
-        weights = ops.convert_to_tensor(weights, dtype="float32")
-        weights = ops.convert_to_numpy(functional.match_weights(weights, shape)).reshape(-1)
-    logits = ops.convert_to_numpy(logits).reshape(len(labels), -1)[kept]
-    rows = max(1, _MATRIX_ENTRIES // num_classes**2)
-    log_posterior = [
-        ops.convert_to_numpy(_log_posterior(loss, ops.convert_to_tensor(logits[i : i + rows])))
-        for i in range(0, len(logits), rows)
-    ]
-    if not log_posterior:
-        log_posterior = [np.empty((0, num_classes))]
-    log_posterior = np.concatenate(log_posterior).astype("float64")
-    return log_posterior, labels[kept].astype("int64"), weights[kept].astype("float64")

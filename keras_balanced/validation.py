@@ -107,6 +107,27 @@ def check_rates(name, values):
     return np.stack([1.0 - rates, rates], axis=-1)
 
 
+def check_mixes(priors, target_priors, binary):
+    """Returns both mixes as probabilities with the classes on the last axis."""
+    priors = check_rates("priors", priors) if binary else check_mix("priors", priors)
+    if target_priors is None:
+        return priors, np.full_like(priors, 1.0 / priors.shape[-1])
+    return priors, check_target(target_priors, priors, binary)
+
+
+def check_target(target_priors, priors, binary):
+    """Returns `target_priors` as probabilities in the shape of `priors`."""
+    if not binary:
+        return check_mix("target_priors", target_priors, length=len(priors))
+    target = check_rates("target_priors", target_priors)
+    if target.shape not in ((2,), priors.shape):
+        raise ValueError(
+            "`target_priors` must be one positive rate, or one for each label of `priors`. "
+            f"Received: {len(target)} rates for {priors.size // 2} labels"
+        )
+    return np.broadcast_to(target, priors.shape)
+
+
 def plain(vector):
     """Returns a vector as the plain floats that JSON keeps; `None` and names stay."""
     if vector is None or isinstance(vector, str):

@@ -14,7 +14,7 @@ from keras_balanced import (
     GCALoss,
     GLALoss,
     LogitAdjustment,
-    functional,
+    formula,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -125,7 +125,7 @@ def test_posterior_at_large_logits_is_a_distribution(rng):
 def test_stationary_distribution_equals_that_by_linear_algebra(rng):
     p = rng.dirichlet(0.1 * np.ones(30), (20, 30))
     log_p = np.log(np.maximum(p, 1e-30))
-    u = np.exp(ops.convert_to_numpy(functional._log_stationary(ops.convert_to_tensor(log_p))))
+    u = np.exp(ops.convert_to_numpy(formula._log_stationary(ops.convert_to_tensor(log_p))))
     for u_i, p_i in zip(u, p, strict=True):
         system = np.vstack([p_i.T - np.eye(30), np.ones(30)])
         expected = np.linalg.lstsq(system, np.r_[np.zeros(30), 1.0], rcond=None)[0]

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_balanced import GLALoss, functional, tuning
+from keras_balanced import GLALoss, formula, tuning
 
 keras_tuner = pytest.importorskip("keras_tuner")
 
@@ -534,10 +534,10 @@ def trained(x, y):
 
 
 def test_heads_train_with_the_formula_of_each_loss(rng):
-    grid = tuning._loss_grid(
+    grid = tuning.grid.loss_grid(
         PRIORS, ["gla", "gca"], [0.0, 0.2, 0.7], [None, 1.0], ["cube_root", None]
     )
-    heads = tuning._Heads(list(grid.values()), folds=2, num_features=4)
+    heads = tuning.heads._Heads(list(grid.values()), folds=2, num_features=4)
     heads.kernel.assign(rng.normal(size=heads.kernel.shape))
     x, y = examples(12)
     logits = heads(x)
@@ -546,7 +546,7 @@ def test_heads_train_with_the_formula_of_each_loss(rng):
     expected = np.zeros(12)
     for i, loss in enumerate(grid.values()):
         for j in range(3):
-            values = functional.surrogate_loss(y, logits[:, 3 * i + j], loss.surrogate)
+            values = formula.surrogate_loss(y, logits[:, 3 * i + j], loss.surrogate)
             expected += np.where((fold == j) & (j < 2), 0.0, keras.ops.convert_to_numpy(values))
     got = heads.losses_of(keras.ops.convert_to_tensor(np.stack([y, fold], axis=-1)), logits)
     np.testing.assert_allclose(keras.ops.convert_to_numpy(got), expected, rtol=1e-4)

@@ -1,0 +1,56 @@
+"""Reading whatever `fit` takes, batch by batch."""
+
+import itertools
+import numbers
+
+import keras
+
+
+def iterate_batches(data, steps=None):
+    """Yields the batches of anything that `fit` takes batches from, at most `steps` of them."""
+    if isinstance(data, keras.utils.PyDataset):
+        size = data.num_batches
+        batches = (data[i] for i in (itertools.count() if size is None else range(size)))
+        endless = size is None
+    else:
+        batches = iter(data)
+        endless = hasattr(data, "cardinality") and int(data.cardinality()) == -1  # tf.data
+    if endless and steps is None:
+        raise ValueError("`steps` is needed for data without end. Received: steps=None")
+    for batch in itertools.islice(batches, steps):
+        # A PyTorch `DataLoader` gives `[x, y]`; a list of numbers is labels.
+        is_list = isinstance(batch, list) and batch and hasattr(batch[-1], "shape")
+        is_tuple = is_list and not isinstance(batch[-1], numbers.Number)
+        yield tuple(batch) if is_tuple else batch
+
+
+def labels_and_weights(data, sample_weight, steps):
+    """Yields the labels of `data` and their weights: `data` itself, or those of its batches."""
+    if isinstance(data, tuple):
+        raise ValueError(
+            "`adapt` expected labels or batches. Received: a tuple; pass only its labels, "
+            "as in `adapt(y_train)`"
+        )
+    first = data
+    while isinstance(first, list) and first:
+        first = first[0]
+    if hasattr(data, "shape") or (isinstance(data, list) and isinstance(first, numbers.Number)):
+        yield data, sample_weight
+        return
+    if sample_weight is not None and sample_weight is not True:
+        raise ValueError(
+            "With batches `sample_weight` must be None, or True for the weights in them. "
+            f"Received: sample_weight of type {type(sample_weight).__name__}"
+        )
+    for batch in iterate_batches(data, steps):
+        weights = None
+        if isinstance(batch, tuple):
+            if len(batch) not in (2, 3):
+                raise ValueError(
+                    "`adapt` expected batches of labels, (x, labels) or (x, labels, weights). "
+                    f"Received: a tuple of {len(batch)}"
+                )
+            batch, weights = batch[1], batch[2] if len(batch) == 3 else None
+        if sample_weight and weights is None:
+            raise ValueError("`sample_weight=True` needs batches (x, labels, weights)")
+        yield batch, weights if sample_weight else None

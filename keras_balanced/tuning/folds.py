@@ -1,0 +1,244 @@
+"""Search by stratified cross-validation."""
+
+import copy
+import json
+import os
+import pathlib
+
+import keras
+import keras_tuner
+import numpy as np
+
+from keras_balanced.tuning.heads import assign_folds, class_ids
+from keras_balanced.tuning.hypermodel import check_objective
+from keras_balanced.tuning.oracle import GridSearchOracle, mend
+from keras_balanced.validation import check_integer
+
+_SHUFFLE_BUFFER = 10_000
+
+
+class CrossValidation(keras_tuner.Tuner):
+    """Searches by stratified k-fold cross-validation.
+
+    The score of a trial is the mean over the folds of the objective on the fold held out, after
+    the last epoch of training on the others; its standard error stands beside it in the trial's
+    metrics. Each fold is written to a file in the trial's directory as it ends, and a rerun
+    starts at the first fold that is missing.
+
+    `get_best_models()` trains the best configurations on all the data given to `search`, for as
+    many epochs as the folds took on average, and keeps them as `refitted.keras` in the trial's
+    directory.
+
+    Args:
+        oracle: What proposes the trials: a `keras_tuner.oracles.RandomSearchOracle`,
+            `GridSearchOracle` or `BayesianOptimizationOracle` (Hyperband trains its trials in
+            pieces, and cannot be had here).
+        hypermodel: A `BalancedHyperModel`, or any other hypermodel that compiles the objective
+            among its metrics.
+        folds: Number of folds, at least 2.
+        seed: Seed of the assignment to folds.
+        **kwargs: Further arguments of `keras_tuner.Tuner`: `directory`, `project_name`,
+            `overwrite`...
+
+    Raises:
+        ValueError: for bad arguments; in `search`, for a class with fewer examples than folds.
+
+    Example:
+
+    >>> from keras_balanced.tuning import BalancedHyperModel
+    >>> def build():
+    ...     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> hypermodel = BalancedHyperModel(build, priors=[90, 10])
+    >>> oracle = keras_tuner.oracles.GridSearchOracle(objective=hypermodel.objective)
+    >>> tuner = CrossValidation(oracle, hypermodel, folds=3, directory=getfixture("tmp_path"))
+    >>> print(tuner.folds)
+    3
+    """
+
+    def __init__(self, oracle, hypermodel, folds=5, seed=0, **kwargs):
+        if isinstance(oracle, keras_tuner.oracles.HyperbandOracle):
+            raise ValueError(
+                "`oracle` must be that of a random, grid or Bayesian search. "
+                "Received: a `HyperbandOracle`, whose trials are no whole trainings"
+            )
+        check_objective(oracle.objective)
+        if not oracle.objective.name.startswith("val_"):
+            raise ValueError(
+                "The objective must be a metric on held-out data, `val_...`. "
+                f"Received: {oracle.objective.name!r}"
+            )
+        self.folds = check_integer("folds", folds, low=2)
+        self.seed = check_integer("seed", seed)
+        self._examples = None
+        if type(oracle) is keras_tuner.oracles.GridSearchOracle:
+            oracle.__class__ = GridSearchOracle  # Which only mends it.
+        super().__init__(oracle, hypermodel, **kwargs)
+
+    def reload(self):
+        super().reload()
+        if not self._is_worker():
+            mend(self.oracle)
+
+    def search(self, x, y=None, **fit_kwargs):
+        """Searches. The arguments are those of `model.fit`.
+
+        Args:
+            x: Inputs: an array, or a tuple or dict of arrays; or a `tf.data.Dataset` of single
+                examples `(x, y)` or `(x, y, sample_weight)`, not batched, that come in the same
+                order each time. They are shuffled and batched here.
+            y: Labels: integers `(N,)` or one-hot `(N, K)`. `None` for a dataset.
+            **fit_kwargs: `epochs`, `batch_size`, `callbacks`, `sample_weight`... Callbacks see the
+                fold held out as validation data; where they stop early, the refitted model stops
+                after as many epochs as the folds took, and those that monitor `val_...` are left
+                out of it.
+
+        Raises:
+            ValueError: for a class with fewer examples than folds, and data of another form.
+        """
+        for name in ("validation_data", "validation_split"):
+            if fit_kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`search` must not have a `{name}`: cross-validation holds out its own. "
+                    f"Received: `{name}`"
+                )
+        if hasattr(x, "element_spec"):
+            examples = _Dataset(x, fit_kwargs.pop("batch_size", 32))
+        else:
+            examples = _Arrays(x, y, fit_kwargs.pop("sample_weight", None))
+        counts = np.bincount(examples.labels, minlength=getattr(self.hypermodel, "num_classes", 0))
+        short = np.flatnonzero(counts < self.folds)
+        if short.size:
+            raise ValueError(
+                f"Every class must have an example for each of the {self.folds} folds. Received: "
+                f"{counts[short].tolist()} examples of the class ids {short.tolist()}"
+            )
+        self._examples, self._fit_kwargs = examples, fit_kwargs
+        self._fold_of = assign_folds(examples.labels, self.folds, self.seed)
+        super().search(x, y, **fit_kwargs)
+
+    def run_trial(self, trial, *args, **kwargs):
+        results = [self._run_fold(trial, fold) for fold in range(self.folds)]
+        metrics = {}
+        for name in results[0]["metrics"]:
+            values = [result["metrics"][name] for result in results]
+            error = np.std(values, ddof=1) / np.sqrt(self.folds)
+            metrics[f"val_{name}"] = float(np.mean(values))
+            metrics[f"val_{name}_standard_error"] = float(error)
+        return metrics
+
+    def load_model(self, trial):
+        path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / "refitted.keras"
+        if not path.exists():
+            if self._examples is None:
+                raise RuntimeError("To refit a model call `search` with the data first.")
+            results = [self._run_fold(trial, fold) for fold in range(self.folds)]
+            model, _ = self._fit(
+                trial.hyperparameters,
+                np.ones(len(self._fold_of), bool),
+                epochs=round(np.mean([result["epochs"] for result in results])),
+                callbacks=[
+                    callback
+                    for callback in self._fit_kwargs.get("callbacks") or []
+                    if not getattr(callback, "monitor", "").startswith("val_")
+                ],
+            )
+            part = path.with_name("part.keras")
+            model.save(part)
+            os.replace(part, path)
+        return keras.saving.load_model(path)
+
+    def _run_fold(self, trial, fold):
+        """Returns the result of a fold: the one written before, or that of a training now."""
+        settings = {
+            "fold": fold,
+            "folds": self.folds,
+            "seed": self.seed,
+            "hyperparameters": trial.hyperparameters.values,
+        }
+        path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / f"fold_{fold}.json"
+        if path.exists():
+            done = json.loads(path.read_text())
+            if done["settings"] == settings:
+                return done
+        held_out = self._examples.of(self._fold_of == fold)
+        model, epochs = self._fit(
+            trial.hyperparameters,
+            self._fold_of != fold,
+            validation_data=held_out["x"] if len(held_out) == 1 else tuple(held_out.values()),
+        )
+        metrics = model.evaluate(**held_out, verbose=0, return_dict=True)
+        result = {
+            "settings": settings,
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "epochs": epochs,
+        }
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result))
+        os.replace(part, path)
+        return result
+
+    def _fit(self, hp, chosen, **overrides):
+        """Returns a model trained on the chosen examples, and how many epochs made it."""
+        keras.utils.clear_session()
+        model = self.hypermodel.build(hp)
+        fit_kwargs = {**self._fit_kwargs, **overrides}
+        callbacks = copy.deepcopy(fit_kwargs.pop("callbacks", None) or [])
+        fit_kwargs = {**fit_kwargs, **self._examples.of(chosen, shuffle=True)}
+        self.hypermodel.fit(hp, model, **fit_kwargs, callbacks=callbacks)
+        for callback in callbacks:
+            if getattr(callback, "restore_best_weights", False):
+                return model, callback.best_epoch + 1
+        return model, len(model.history.epoch)
+
+
+class _Arrays:
+    """Examples in arrays, of which `of` takes some for `fit` and `evaluate`."""
+
+    def __init__(self, x, y, sample_weight):
+        self.arrays = {"x": x, "y": y, "sample_weight": sample_weight}
+        self.arrays = {
+            name: keras.tree.map_structure(np.asarray, value)
+            for name, value in self.arrays.items()
+            if value is not None
+        }
+        if y is None:
+            raise ValueError("`search` needs labels `y` with arrays. Received: y=None")
+        self.labels = class_ids(self.arrays["y"])
+        sizes = {len(array) for array in keras.tree.flatten(self.arrays)}
+        if len(sizes) > 1:
+            raise ValueError(f"All arrays must have one length. Received: lengths {sorted(sizes)}")
+
+    def of(self, chosen, shuffle=False):
+        # `fit` shuffles arrays.
+        return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
+
+
+class _Dataset:
+    """Examples in a `tf.data.Dataset`, of which `of` takes some by their index."""
+
+    def __init__(self, dataset, batch_size):
+        self.dataset, self.batch_size = dataset, batch_size
+        first, second = (
+            np.array([example[1] for example in dataset.as_numpy_iterator()]) for _ in range(2)
+        )
+        if first.ndim > 2 or not np.array_equal(first, second):
+            raise ValueError(
+                "The dataset must give single examples in the same order each time: neither "
+                "batched nor shuffled anew. Received: labels of shape "
+                f"{first.shape} that {'repeat' if first.ndim > 2 else 'do not repeat'}"
+            )
+        self.labels = class_ids(first)
+
+    def of(self, chosen, shuffle=False):
+        import tensorflow as tf
+
+        keep = tf.constant(chosen)
+        examples = self.dataset.enumerate().filter(lambda i, _: keep[i])
+        examples = examples.map(lambda _, example: example)
+        # A filter hides how many there are, and Keras warns where they end.
+        examples = examples.apply(tf.data.experimental.assert_cardinality(int(chosen.sum())))
+        if shuffle:
+            examples = examples.shuffle(_SHUFFLE_BUFFER)
+        taken = {"x": examples.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
+        # Keras warns of its own default where it cannot shuffle.
+        return {**taken, "shuffle": False} if shuffle else taken

@@ -1,0 +1,71 @@
+"""The distinct losses of a search."""
+
+import numpy as np
+
+from keras_balanced.losses import GCALoss, GLALoss
+from keras_balanced.validation import check_number
+
+_LOSSES = {"gla": GLALoss, "gca": GCALoss}
+# What each loss has to choose beside q.
+OPTION = {"gla": "tau", "gca": "margins"}
+# The grid of Cortes et al. (2025).
+Q = tuple(i / 10 for i in range(10))
+
+
+def loss_grid(priors, losses, q, tau, margins):
+    """Returns a dict of `(loss, q, option)` to the loss: each distinct one, once."""
+    for name, values in (("losses", losses), ("q", q), ("tau", tau), ("margins", margins)):
+        if isinstance(values, str) or not np.iterable(values) or not len(values):
+            raise ValueError(
+                f"`{name}` must be a list of at least one value. Received: {name}={values!r}"
+            )
+    unknown = [name for name in losses if name not in _LOSSES]
+    if unknown:
+        raise ValueError(f"`losses` must be of {list(_LOSSES)}. Received: losses={losses!r}")
+    options = {
+        "gla": {_tau_label(value): {"tau": value} for value in tau},
+        "gca": {_margins_label(i, value): {"margins": value} for i, value in enumerate(margins)},
+    }
+    q = sorted({check_number("q", value, low=0.0, high=1.0) for value in q})
+    grid, seen = {}, set()
+    for name in dict.fromkeys(losses):
+        for value in q:
+            for option, arguments in options[name].items():
+                loss = _LOSSES[name](priors, q=value, **arguments)
+                rho = loss.surrogate.margins
+                if rho is not None and value >= rho.min() / rho.max() and rho.min() < rho.max():
+                    continue
+                key = _identity(loss.surrogate)
+                if key not in seen:
+                    seen.add(key)
+                    grid[name, value, option] = loss
+    if not grid:
+        raise ValueError(
+            "No loss is left to search: with unequal margins `q` must be less than "
+            f"min(margins) / max(margins). Received: q={q}, margins={margins!r}"
+        )
+    return grid
+
+
+def _tau_label(tau):
+    return "1/(1-q)" if tau is None else f"{check_number('tau', tau):g}"
+
+
+def _margins_label(i, margins):
+    if margins is None:
+        return "equal"
+    return margins if isinstance(margins, str) else f"margins[{i}]"
+
+
+def _identity(surrogate):
+    """Returns what two surrogates share if, and only if, they are the same loss."""
+    ones = np.ones(len(surrogate.priors))
+    parts = [
+        default if array is None else array
+        for array, default in (
+            (surrogate.shift, 0 * ones),
+            (surrogate.margins, ones),
+            (surrogate.weights, ones),
+        )
+    ]
+    return (surrogate.q, *np.concatenate(parts).round(9) + 0.0)
