@@ -4,7 +4,7 @@ import importlib
 
 from keras_balanced.functional import gca_loss, gla_loss
 from keras_balanced.layers import ClassPrior, LogitAdjustment
-from keras_balanced.losses import BinaryGCALoss, BinaryGLALoss, GCALoss, GLALoss
+from keras_balanced.losses import BalancedLoss, BinaryGCALoss, BinaryGLALoss, GCALoss, GLALoss
 from keras_balanced.metrics import (
     BalancedAccuracy,
     BinaryBalancedAccuracy,
@@ -14,11 +14,13 @@ from keras_balanced.metrics import (
     ShotRecall,
     WorstClassRecall,
 )
+from keras_balanced.surrogates import Surrogate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BalancedAccuracy",
+    "BalancedLoss",
     "BinaryBalancedAccuracy",
     "BinaryGCALoss",
     "BinaryGLALoss",
@@ -30,6 +32,7 @@ __all__ = [
     "GeometricMeanRecall",
     "LogitAdjustment",
     "ShotRecall",
+    "Surrogate",
     "WorstClassRecall",
     "gca_loss",
     "gla_loss",

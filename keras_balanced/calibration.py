@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, batches, formula, losses, metrics, targets, validation
+from keras_balanced import backends, batches, losses, metrics, targets, validation
 
-_TEMPERATURES = (0.01, 100.0)
+TEMPERATURES = (0.01, 100.0)
 
 
 _MATRIX_ENTRIES = 2**24  # Of the `(K, K)` matrices of unequal margins, in memory at once.
@@ -73,8 +73,8 @@ def calibrate(model, loss, validation_data):
             'Calibration needs SciPy: pip install "keras-balanced[serving]"'
         ) from error
 
-    loss = _check_loss(model, loss)
-    _check_model(model, loss)
+    loss = check_loss(model, loss)
+    check_model(model, loss)
     target = loss.surrogate.target_priors
     log_posterior, labels, weights = _held_out(model, loss, validation_data)
     mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
@@ -89,11 +89,11 @@ def calibrate(model, loss, validation_data):
 
     best = optimize.minimize_scalar(
         lambda log_temperature: negative_log_likelihood(np.exp(log_temperature)),
-        bounds=np.log(_TEMPERATURES),
+        bounds=np.log(TEMPERATURES),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    low, high = (negative_log_likelihood(temperature) for temperature in _TEMPERATURES)
+    low, high = (negative_log_likelihood(temperature) for temperature in TEMPERATURES)
     if best.fun >= min(low, high):
         what = "all right" if low < high else "no more often right than by chance"
         raise ValueError(
@@ -196,31 +196,27 @@ def estimate_target_priors(probabilities, training_priors, max_iterations=10_000
     )
 
 
-def _is_binary(loss):
-    return isinstance(loss, losses.BinaryGLALoss | losses.BinaryGCALoss)
-
-
-def _check_loss(model, loss):
+def check_loss(model, loss):
     """Returns the loss whose posterior the model predicts."""
     compiled = loss is None
     if compiled:
         loss = getattr(model, "loss", None)
-    if not isinstance(loss, losses.GLALoss | losses.GCALoss):
+    if not isinstance(loss, losses.BalancedLoss):
         raise ValueError(
             "`loss` must be the loss of keras_balanced that the model was trained with, or "
             "None if the model is compiled with it (for plain cross-entropy "
             f"`GLALoss(priors, tau=0)`). Received: {'the compiled ' if compiled else ''}"
             f"loss={loss!r}"
         )
-    if loss.surrogate.priors.ndim > 1:
+    if loss.surrogate.num_labels:
         raise ValueError(
             "`loss` must have one class an example. Received: a loss of "
-            f"{len(loss.surrogate.priors)} labels, of which an example can have several"
+            f"{loss.surrogate.num_labels} labels, of which an example can have several"
         )
     return loss
 
 
-def _check_model(model, loss):
+def check_model(model, loss):
     """Returns whether the model takes its inputs by name."""
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise ValueError(
@@ -247,7 +243,7 @@ def _check_model(model, loss):
             "Name each of several inputs, as in `keras.Input(shape, name=...)`, and none "
             f"`target_priors`. Received: inputs named {names}"
         )
-    if not _is_binary(loss):
+    if not loss.surrogate.binary:
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
     elif model.outputs[0].shape[1:] not in ((), (1,)):
         raise ValueError(
@@ -255,15 +251,6 @@ def _check_model(model, loss):
             f"Received: an output of shape {model.outputs[0].shape}"
         )
     return named
-
-
-def _log_posterior(loss, logits):
-    """Returns the log-probabilities `(..., K)` under the mix that the loss trains for."""
-    if _is_binary(loss):
-        if len(logits.shape) > 1:
-            logits = ops.squeeze(logits, axis=-1)
-        logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
-    return formula.log_posterior(logits, loss.surrogate, loss.surrogate.target_priors)
 
 
 def _held_out(model, loss, data):
@@ -288,10 +275,11 @@ def _held_out(model, loss, data):
 def _labelled(loss, y_pred, y_true, weights=None):
     """Returns the log-posterior, labels and weights of the labelled positions of a batch."""
     num_classes = len(loss.surrogate.priors)
-    logits = formula.as_logits(y_pred, loss.from_logits, _is_binary(loss))
+    logits = loss.logits(y_pred)
     y_true = ops.convert_to_numpy(y_true)
-    if _is_binary(loss):
-        shape = tuple(logits.shape[:1])
+    if loss.surrogate.binary:
+        logits = ops.reshape(logits, (-1,))
+        shape = tuple(logits.shape)
         y_true = np.reshape(y_true, shape)
     else:
         y_true, sparse = targets.match_shapes(ops.convert_to_tensor(y_true), logits, num_classes)
@@ -316,10 +304,10 @@ def _labelled(loss, y_pred, y_true, weights=None):
     else:
         weights = ops.convert_to_tensor(weights, dtype="float32")
         weights = ops.convert_to_numpy(targets.match_weights(weights, shape)).reshape(-1)
-    logits = ops.convert_to_numpy(logits).reshape(len(labels), -1)[kept]
+    logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]
     rows = max(1, _MATRIX_ENTRIES // num_classes**2)
     log_posterior = [
-        ops.convert_to_numpy(_log_posterior(loss, ops.convert_to_tensor(logits[i : i + rows])))
+        ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits[i : i + rows])))
         for i in range(0, len(logits), rows)
     ]
     if not log_posterior:

@@ -1,19 +1,28 @@
 """`gla_loss` and `gca_loss`: the losses as functions."""
 
-from keras_balanced.formula import surrogate_loss
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from keras_balanced.formula import as_logits, surrogate_loss
 from keras_balanced.surrogates import gca_surrogate, gla_surrogate
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["gca_loss", "gla_loss"]
 
 
 def gla_loss(
-    y_true,
-    y_pred,
-    priors,
-    q=0.0,
-    tau=None,
-    target_priors=None,
-    from_logits=True,
-    ignore_class=None,
-):
+    y_true: Any,
+    y_pred: Any,
+    priors: ArrayLike,
+    q: float = 0.0,
+    tau: float | None = None,
+    target_priors: ArrayLike | None = None,
+    from_logits: bool = True,
+    ignore_class: int | None = None,
+) -> Any:
     """Computes the generalized logit-adjusted loss of each example.
 
     Formula:
@@ -56,20 +65,22 @@ def gla_loss(
         - [Menon et al., 2021](https://arxiv.org/abs/2007.07314) (q = 0)
     """
     surrogate = gla_surrogate(priors, q, tau, target_priors)
-    return surrogate_loss(y_true, y_pred, surrogate, from_logits, ignore_class)
+    return surrogate_loss(
+        y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignore_class
+    )
 
 
 def gca_loss(
-    y_true,
-    y_pred,
-    priors,
-    q=0.0,
-    margins="cube_root",
-    consistent=False,
-    target_priors=None,
-    from_logits=True,
-    ignore_class=None,
-):
+    y_true: Any,
+    y_pred: Any,
+    priors: ArrayLike,
+    q: float = 0.0,
+    margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
+    consistent: bool = False,
+    target_priors: ArrayLike | None = None,
+    from_logits: bool = True,
+    ignore_class: int | None = None,
+) -> Any:
     """Computes the generalized class-aware weighted loss of each example.
 
     Formula:
@@ -117,4 +128,6 @@ def gca_loss(
         - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
     """
     surrogate = gca_surrogate(priors, q, margins, consistent, target_priors)
-    return surrogate_loss(y_true, y_pred, surrogate, from_logits, ignore_class)
+    return surrogate_loss(
+        y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignore_class
+    )

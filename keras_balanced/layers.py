@@ -74,11 +74,9 @@ class ClassPrior(keras.layers.Layer):
                 '`output_mode` must be "prior", "log_prior" or "weight". '
                 f"Received: output_mode={output_mode!r}"
             )
-        if ignore_class is not None:
-            ignore_class = validation.check_integer("ignore_class", ignore_class)
         self.output_mode = output_mode
         self.multi_label = multi_label
-        self.ignore_class = ignore_class
+        self.ignore_class = validation.check_ignore_class(ignore_class)
         self.reset_state()
         if counts is not None:
             self._counts = validation.check_counts("counts", counts, self._counts.shape)
@@ -160,12 +158,11 @@ class ClassPrior(keras.layers.Layer):
         return smoothed / smoothed.sum(axis=-1, keepdims=True)
 
     def __call__(self, labels, **kwargs):
-        in_tf_graph = type(labels).__name__ == "SymbolicTensor"
-        if in_tf_graph and keras.backend.backend() != "tensorflow":
+        if backends.is_tf_symbol(labels) and backends.name() != "tensorflow":
             raise ValueError(
                 "`ClassPrior` runs in `dataset.map` on the TensorFlow backend only. Use "
                 "`tf.gather(prior.priors, labels)` there. "
-                f"Received: a tensor of `tf.data` on the {keras.backend.backend()} backend"
+                f"Received: a tensor of `tf.data` on the {backends.name()} backend"
             )
         return super().__call__(labels, **kwargs)
 
@@ -228,7 +225,7 @@ class ClassPrior(keras.layers.Layer):
         if self.num_classes == 1 and labels.shape[-1:] != (1,):
             labels = labels[..., None]
         is_number = labels.dtype.kind in "biuf"
-        weights = _match_weights(np.ones(()) if weights is None else weights, labels.shape)
+        weights = targets.match_weights(np.ones(()) if weights is None else weights, labels.shape)
         if is_number and self.ignore_class is not None:
             kept = labels != self.ignore_class
             labels, weights = np.where(kept, labels, 0), np.where(kept, weights, 0.0)
@@ -249,7 +246,7 @@ class ClassPrior(keras.layers.Layer):
                 f"Labels must be integer classes. Received: labels of dtype {labels.dtype}"
             )
         if weights is not None:
-            weights = _match_weights(weights, labels.shape).reshape(-1)
+            weights = targets.match_weights(weights, labels.shape).reshape(-1)
         labels = labels.reshape(-1)
         counts = np.zeros(self.num_classes)
         for start in range(0, len(labels), _CHUNK):
@@ -276,22 +273,22 @@ class ClassPrior(keras.layers.Layer):
             )
         return np.bincount(classes, weights, minlength=self.num_classes)
 
-    def _count_targets(self, targets, weights):
+    def _count_targets(self, labels, weights):
         if self.ignore_class is not None:
             raise ValueError(
                 "`ignore_class` needs integer labels. Received: labels of shape "
-                f"{targets.shape}, read as one-hot or soft targets"
+                f"{labels.shape}, read as one-hot or soft targets"
             )
-        if not np.allclose(targets.sum(axis=-1), 1.0, atol=1e-3) or (targets < 0).any():
+        if not np.allclose(labels.sum(axis=-1), 1.0, atol=1e-3) or (labels < 0).any():
             raise ValueError(
                 f"Labels of shape (..., {self.num_classes}) are read as one-hot or soft targets, "
                 "whose last axis must be non-negative and sum to 1. Flatten them if they are "
-                f"integer classes. Received: labels of shape {targets.shape}"
+                f"integer classes. Received: labels of shape {labels.shape}"
             )
-        targets = targets.astype("float64")
+        labels = labels.astype("float64")
         if weights is not None:
-            targets *= _match_weights(weights, targets.shape[:-1])[..., None]
-        return targets.reshape(-1, self.num_classes).sum(axis=0)
+            labels = labels * targets.match_weights(weights, labels.shape[:-1])[..., None]
+        return labels.reshape(-1, self.num_classes).sum(axis=0)
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -367,17 +364,3 @@ _CHUNK = 1 << 17
 def _to_numpy(tensor):
     # Not through Keras where it need not be: it copies.
     return tensor if isinstance(tensor, np.ndarray) else ops.convert_to_numpy(tensor)
-
-
-def _match_weights(weights, shape):
-    """Returns weights `(...)`, `(..., 1)` or of fewer leading axes broadcast to `shape`."""
-    if weights.ndim == len(shape) + 1 and weights.shape[-1] == 1:
-        weights = weights[..., 0]
-    missing = len(shape) - weights.ndim
-    try:
-        return np.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
-    except ValueError as error:
-        raise ValueError(
-            "`sample_weight` must have the leading axes of the labels. Received: "
-            f"sample_weight of shape {weights.shape} for labels of shape {shape}"
-        ) from error

@@ -1,17 +1,85 @@
 """The balanced losses as Keras `Loss` classes: validate, delegate, serialise."""
 
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Literal
+
 import keras
 from keras import ops
 
 from keras_balanced import backends, formula, surrogates, targets, validation
+from keras_balanced.surrogates import Surrogate
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.validation import ClassMix
+
+__all__ = ["BalancedLoss", "BinaryGCALoss", "BinaryGLALoss", "GCALoss", "GLALoss"]
 
 
-class _BalancedLoss(keras.losses.Loss):
-    """A `Surrogate` under the contract of a Keras loss."""
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class BalancedLoss(keras.losses.Loss):
+    """Computes the loss of any `Surrogate`, under the whole contract of a Keras loss.
 
-    _binary = False
+    `GLALoss` and `GCALoss` are built on it. Build a loss of your own on it in one of two ways:
+    give it the constants of the loss as a `Surrogate`, or subclass it and override `logits`
+    (what is done to the predictions first) or `call`. Masks, sample weights, `ignore_class`,
+    probabilities, reductions and `posterior` come with it. A subclass that keeps each argument of
+    its `__init__` in an attribute of the same name needs no `get_config`.
 
-    def __init__(self, surrogate, from_logits, ignore_class, reduction, name, dtype):
+    Formula:
+
+    ```
+    s    = softmax(y_pred / margins[y] + shift)[y]
+    loss = weights[y] * (1 - s^q) / q               # -weights[y] * log(s) at q = 0
+    ```
+
+    Args:
+        surrogate: A `Surrogate`: the constants of the loss.
+        from_logits: Whether `y_pred` is logits (default) or probabilities. Logits are better: a
+            model that ends in a softmax is refused under `True` where Keras marks its output:
+            on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
+            seen.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
+            in value, gradient or denominator. For integer `y_true` only.
+        reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
+        name: Optional name of the loss.
+        dtype: `"float32"` (default) or `"float64"`.
+
+    Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
+    `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. With a
+    binary surrogate as in `BinaryGLALoss`.
+
+    Raises:
+        ValueError: for arguments out of their range, before anything trains.
+
+    Example:
+
+    Cross-entropy weighted by the effective number of examples:
+
+    >>> import numpy as np
+    >>> counts = np.array([900, 100])
+    >>> weights = (1 - 0.99) / (1 - 0.99**counts)
+    >>> loss = BalancedLoss(Surrogate(counts, weights=weights / weights.mean()))
+    >>> logits = np.array([[2.0, 0.0], [2.0, 0.0]], "float32")
+    >>> print(f"{float(loss(np.array([0, 1]), logits)):.3f}")
+    1.351
+
+    References:
+        - [Cui et al., 2019](https://arxiv.org/abs/1901.05555) (the weights of the example)
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "balanced_loss",
+        dtype: str | None = None,
+    ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(
@@ -19,43 +87,73 @@ class _BalancedLoss(keras.losses.Loss):
                 "above 256. Models under mixed precision need no setting here. "
                 f"Received: dtype={self.dtype}"
             )
-        if ignore_class is not None:
-            ignore_class = validation.check_integer("ignore_class", ignore_class)
+        if isinstance(surrogate, dict):  # Out of a config.
+            surrogate = Surrogate(**surrogate)
+        if not isinstance(surrogate, Surrogate):
+            raise ValueError(
+                f"`surrogate` must be a `Surrogate`. Received: surrogate={surrogate!r}"
+            )
         self.surrogate = surrogate
         self.from_logits = bool(from_logits)
-        self.ignore_class = ignore_class
-        self._read_mask = backends.ReadMask(self.dtype)
-        self._set_mask = backends.SetMask(self.dtype)
+        self.ignore_class = validation.check_ignore_class(ignore_class)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         if self.from_logits:
             # Before Keras casts `y_pred`, which loses the mark that a softmax leaves on it.
             backends.refuse_probabilities(y_pred)
-        shape = targets.shape_of_losses(y_pred, self._binary)
-        counted = self._read_mask(y_pred)
-        if 0 < len(counted.shape) < len(shape):
-            # The mask `(...)` of predictions `(..., L)` covers all of their labels.
-            counted = targets.match_weights(counted, shape)
-            y_pred = self._set_mask([y_pred, ops.cast(counted, "bool")])
+        mask = backends.get_mask(y_pred)
+        if mask is None and sample_weight is None:
+            return super().__call__(y_true, y_pred)
+        shape = targets.shape_of_losses(y_pred, self.surrogate.binary)
+        counted = ops.ones((), self.dtype)
+        if mask is not None:
+            if len(mask.shape) < len(shape):
+                # The mask `(...)` of predictions `(..., L)` covers all of their labels.
+                mask = targets.match_weights(mask, shape)
+                y_pred = backends.set_mask(y_pred, mask)
+            counted = ops.cast(mask, self.dtype)
         if sample_weight is not None:
             # Keras would match (B,) to (B, T) from the right, or refuse it.
             sample_weight = ops.convert_to_tensor(sample_weight, dtype=self.dtype)
             # A copy: on PyTorch Keras multiplies a mask into it in place.
             sample_weight = ops.copy(targets.match_weights(sample_weight, shape))
             counted = counted * sample_weight
-        if len(counted.shape):
-            y_true = targets.blank_labels(y_true, counted)
-        return super().__call__(y_true, y_pred, sample_weight)
+        return super().__call__(targets.blank_labels(y_true, counted), y_pred, sample_weight)
 
-    def call(self, y_true, y_pred):
-        function = formula.binary_loss if self._binary else formula.surrogate_loss
-        losses = function(y_true, y_pred, self.surrogate, self.from_logits, self.ignore_class)
+    def logits(self, y_pred: Any) -> Any:
+        """Returns the predictions as the logits `(..., K)` of the formula."""
+        return formula.as_logits(y_pred, self.surrogate, self.from_logits)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        logits = self.logits(y_pred)
+        losses = formula.surrogate_loss(y_true, logits, self.surrogate, self.ignore_class)
         if self.ignore_class is None:
             return losses
         kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
-        return self._set_mask([losses, kept])
+        return backends.set_mask(losses, kept)
 
-    def posterior(self, y_pred, target_priors=None):
+    def log_posterior(self, logits: Any, target_priors: ClassMix | None = None) -> Any:
+        """Returns the natural logarithm of what `posterior` gives.
+
+        Args:
+            logits: `(..., K)`, as the method `logits` gives them; of binary losses `(...)`.
+            target_priors: As in `posterior`.
+
+        Returns:
+            `(..., K)`; of binary losses `(..., 2)`, for label 0 and label 1.
+
+        Raises:
+            ValueError: for shapes or priors that do not fit.
+        """
+        surrogate = self.surrogate
+        target = surrogate.target_priors
+        if target_priors is not None:
+            target = surrogate.check_target(target_priors)
+        if not surrogate.binary:
+            targets.check_classes(logits, len(surrogate.priors))
+        return formula.log_posterior(logits, surrogate, target)
+
+    def posterior(self, y_pred: Any, target_priors: ClassMix | None = None) -> Any:
         """Returns the probability of each class that a model trained with this loss predicts.
 
         The softmax of the logits is *not* that: the loss has shifted or scaled them. Exact where
@@ -75,28 +173,23 @@ class _BalancedLoss(keras.losses.Loss):
         Raises:
             ValueError: for shapes or priors that do not fit.
         """
-        logits = formula.as_logits(y_pred, self.from_logits, self._binary)
-        if target_priors is None:
-            target = self.surrogate.target_priors
-        else:
-            target = validation.check_target(target_priors, self.surrogate.priors, self._binary)
-        if not self._binary:
-            targets.check_classes(logits, len(self.surrogate.priors))
-            return ops.exp(formula.log_posterior(logits, self.surrogate, target))
-        logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
-        return ops.exp(formula.log_posterior(logits, self.surrogate, target))[..., 1]
+        probabilities = ops.exp(self.log_posterior(self.logits(y_pred), target_priors))
+        return probabilities[..., 1] if self.surrogate.binary else probabilities
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "from_logits": self.from_logits,
-            "ignore_class": self.ignore_class,
-            "dtype": self.dtype,  # Keras leaves it out.
-        }
+    def get_config(self) -> dict[str, Any]:
+        names = [name for name in inspect.signature(type(self)).parameters if name != "kwargs"]
+        return {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
+
+    def __repr__(self) -> str:
+        return validation.describe(self)
+
+
+def _plain(value):
+    return value.get_config() if isinstance(value, Surrogate) else validation.plain(value)
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class GLALoss(_BalancedLoss):
+class GLALoss(BalancedLoss):
     """Computes the generalized logit-adjusted (GLA) loss between labels and logits.
 
     At its defaults this is the logit-adjusted loss, also known as balanced softmax: it trains for
@@ -153,17 +246,19 @@ class GLALoss(_BalancedLoss):
         - [Menon et al., 2021](https://arxiv.org/abs/2007.07314) (q = 0)
     """
 
+    _binary = False
+
     def __init__(
         self,
-        priors,
-        q=0.0,
-        tau=None,
-        target_priors=None,
-        from_logits=True,
-        ignore_class=None,
-        reduction="sum_over_batch_size",
-        name="gla_loss",
-        dtype=None,
+        priors: ClassMix,
+        q: float = 0.0,
+        tau: float | None = None,
+        target_priors: ClassMix | None = None,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "gla_loss",
+        dtype: str | None = None,
     ):
         surrogate = surrogates.gla_surrogate(priors, q, tau, target_priors, self._binary)
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
@@ -172,18 +267,9 @@ class GLALoss(_BalancedLoss):
         self.tau = None if tau is None else float(tau)
         self.target_priors = validation.plain(target_priors)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "priors": self.priors,
-            "q": self.q,
-            "tau": self.tau,
-            "target_priors": self.target_priors,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class GCALoss(_BalancedLoss):
+class GCALoss(BalancedLoss):
     """Computes the generalized class-aware weighted (GCA) loss between labels and logits.
 
     It trains for balanced accuracy with a weight and a confidence margin for each class. At
@@ -249,18 +335,20 @@ class GCALoss(_BalancedLoss):
         - [Cortes et al., 2025 (IMMAX)](https://arxiv.org/abs/2502.10381) (margins)
     """
 
+    _binary = False
+
     def __init__(
         self,
-        priors,
-        q=0.0,
-        margins="cube_root",
-        consistent=False,
-        target_priors=None,
-        from_logits=True,
-        ignore_class=None,
-        reduction="sum_over_batch_size",
-        name="gca_loss",
-        dtype=None,
+        priors: ClassMix,
+        q: float = 0.0,
+        margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
+        consistent: bool = False,
+        target_priors: ClassMix | None = None,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "gca_loss",
+        dtype: str | None = None,
     ):
         surrogate = surrogates.gca_surrogate(
             priors, q, margins, consistent, target_priors, self._binary
@@ -271,16 +359,6 @@ class GCALoss(_BalancedLoss):
         self.margins = validation.plain(margins)
         self.consistent = bool(consistent)
         self.target_priors = validation.plain(target_priors)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "priors": self.priors,
-            "q": self.q,
-            "margins": self.margins,
-            "consistent": self.consistent,
-            "target_priors": self.target_priors,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -336,15 +414,15 @@ class BinaryGLALoss(GLALoss):
 
     def __init__(
         self,
-        priors,
-        q=0.0,
-        tau=None,
-        target_priors=None,
-        from_logits=True,
-        ignore_class=None,
-        reduction="sum_over_batch_size",
-        name="binary_gla_loss",
-        dtype=None,
+        priors: ClassMix,
+        q: float = 0.0,
+        tau: float | None = None,
+        target_priors: ClassMix | None = None,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "binary_gla_loss",
+        dtype: str | None = None,
     ):
         super().__init__(
             priors, q, tau, target_priors, from_logits, ignore_class, reduction, name, dtype
@@ -408,16 +486,16 @@ class BinaryGCALoss(GCALoss):
 
     def __init__(
         self,
-        priors,
-        q=0.0,
-        margins="cube_root",
-        consistent=False,
-        target_priors=None,
-        from_logits=True,
-        ignore_class=None,
-        reduction="sum_over_batch_size",
-        name="binary_gca_loss",
-        dtype=None,
+        priors: ClassMix,
+        q: float = 0.0,
+        margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
+        consistent: bool = False,
+        target_priors: ClassMix | None = None,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "binary_gca_loss",
+        dtype: str | None = None,
     ):
         super().__init__(
             priors,

@@ -17,10 +17,7 @@ class _ClassMetric(keras.metrics.Metric):
     def __init__(self, num_classes, ignore_class, name, dtype):
         super().__init__(name=name, dtype=dtype)
         self.num_classes = validation.check_integer("num_classes", num_classes, low=2)
-        if ignore_class is not None:
-            ignore_class = validation.check_integer("ignore_class", ignore_class)
-        self.ignore_class = ignore_class
-        self._read_mask = backends.ReadMask(self.dtype)
+        self.ignore_class = validation.check_ignore_class(ignore_class)
 
     def _flatten(self, y_true, y_pred, sample_weight):
         """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
@@ -37,11 +34,11 @@ class _ClassMetric(keras.metrics.Metric):
         return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
 
     def _weights(self, y_pred, sample_weight, shape):
-        weights = targets.match_weights(self._read_mask(y_pred), shape)
-        if sample_weight is None:
-            return weights
-        sample_weight = targets.match_weights(ops.cast(sample_weight, self.dtype), shape)
-        return weights * sample_weight
+        weights = ops.ones(shape, self.dtype)
+        for factor in (backends.get_mask(y_pred), sample_weight):
+            if factor is not None:
+                weights = weights * targets.match_weights(ops.cast(factor, self.dtype), shape)
+        return weights
 
     def _check_labels(self, labels, weights):
         """Returns labels in `[0, K)` and weights: 0 for one to ignore, NaN for one out of range."""

@@ -11,16 +11,16 @@ import tempfile
 
 import keras
 
-from keras_balanced import formula, validation
-from keras_balanced.calibration import (  # noqa: F401
-    _TEMPERATURES,
-    _check_loss,
-    _check_model,
-    _is_binary,
-    _log_posterior,
+from keras_balanced import backends, validation
+from keras_balanced.calibration import (
+    TEMPERATURES,
     calibrate,
+    check_loss,
+    check_model,
     estimate_target_priors,
 )
+
+__all__ = ["calibrate", "estimate_target_priors", "export"]
 
 
 def export(model, path, loss=None, class_names=None, target_priors=None, temperature=None):
@@ -79,16 +79,16 @@ def export(model, path, loss=None, class_names=None, target_priors=None, tempera
     >>> print(version.name)
     1
     """
-    loss = _check_loss(model, loss)
-    named = _check_model(model, loss)
+    loss = check_loss(model, loss)
+    named = check_model(model, loss)
     target = loss.surrogate.target_priors
     if target_priors is not None:
-        target = validation.check_target(target_priors, loss.surrogate.priors, _is_binary(loss))
+        target = loss.surrogate.check_target(target_priors)
     class_names = _check_class_names(class_names, len(target))
     if temperature is None:
         temperature = 1.0
-    temperature = validation.check_number("temperature", temperature, *_TEMPERATURES)
-    if keras.backend.backend() == "torch":
+    temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
+    if backends.name() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "
             "the model as a .keras file, and load and export it in a process with "
@@ -161,21 +161,19 @@ def _archive(tf, model, named, loss, classes):
 
     def raw(inputs):
         y_pred = model(inputs if named else inputs["inputs"], training=False)
-        return {"logits": formula.as_logits(y_pred, loss.from_logits, _is_binary(loss))}
+        return {"logits": loss.logits(y_pred)}
 
     archive = keras.export.ExportArchive()
     archive.track(model)
     logits_of = archive.add_endpoint("raw", raw, [specs])
 
     def log_posterior(logits):
-        return _log_posterior(loss, logits)
+        if loss.surrogate.binary and len(logits.shape) > 1:
+            logits = logits[..., 0]
+        return loss.log_posterior(logits)
 
-    if keras.backend.backend() == "jax":
-        from jax.experimental import jax2tf
-
-        shape = logits_of.get_concrete_function().structured_outputs["logits"].shape
-        free = ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
-        log_posterior = jax2tf.convert(log_posterior, polymorphic_shapes=[f"({free})"])
+    shape = logits_of.get_concrete_function().structured_outputs["logits"].shape
+    log_posterior = backends.tf_function(log_posterior, shape)
 
     names = tf.constant(classes["class_names"])
     target = tf.constant(classes["target_priors"])

@@ -1,5 +1,6 @@
 """What labels, weights and predictions may look like: their shapes and kinds."""
 
+import numpy as np
 from keras import ops
 
 
@@ -23,16 +24,20 @@ def blank_labels(y_true, weights):
 
 def match_weights(weights, shape):
     """Returns weights `(...)`, `(..., 1)` or of fewer leading axes broadcast to `shape`."""
+    xp = np if isinstance(weights, np.ndarray) else ops  # NumPy stays NumPy, in its dtype.
     rank = len(shape)
     if len(weights.shape) == rank + 1 and weights.shape[-1] == 1:
-        weights = ops.squeeze(weights, axis=-1)
-    if len(weights.shape) > rank:
+        weights = xp.squeeze(weights, axis=-1)
+    missing = rank - len(weights.shape)
+    # An axis of unknown size is that of the targets.
+    sizes = zip(weights.shape, shape, strict=False)
+    if missing < 0 or not all(_same_size(a, b) or a == 1 for a, b in sizes):
         raise ValueError(
             "`sample_weight` must have the leading axes of the targets. Received: "
-            f"sample_weight.shape={tuple(weights.shape)} for targets of shape {tuple(shape)}"
+            f"sample_weight of shape {tuple(weights.shape)} for targets of shape {tuple(shape)}"
         )
-    missing = (1,) * (rank - len(weights.shape))
-    return ops.broadcast_to(ops.reshape(weights, tuple(ops.shape(weights)) + missing), shape)
+    weights = xp.reshape(weights, (*xp.shape(weights), *(1,) * missing))
+    return xp.broadcast_to(weights, shape)
 
 
 def check_classes(logits, num_classes):
@@ -89,7 +94,10 @@ def match_binary(y_true, logits, num_labels=None):
 
 
 def _fits(shape, expected):
-    """Says whether two static shapes agree, where `None` agrees with any size."""
-    return len(shape) == len(expected) and all(
-        a == b or a is None or b is None for a, b in zip(shape, expected, strict=True)
-    )
+    """Returns whether two static shapes agree, where `None` agrees with any size."""
+    return len(shape) == len(expected) and all(map(_same_size, shape, expected))
+
+
+def _same_size(a, b):
+    # `None`, or a tensor, is a size that is not known before it runs.
+    return not isinstance(a, int) or not isinstance(b, int) or a == b

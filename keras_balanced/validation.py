@@ -1,9 +1,24 @@
 """Checks of arguments: each returns the value in the form that the rest of the package uses."""
 
+import inspect
 import math
 import numbers
+import reprlib
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    class HasPriors(Protocol):
+        """A `ClassPrior`, or another object that has class priors."""
+
+        @property
+        def priors(self) -> np.ndarray: ...
+
+
+ClassMix: TypeAlias = "ArrayLike | HasPriors"
 
 
 def check_number(name, value, low=-math.inf, high=math.inf):
@@ -85,7 +100,9 @@ def check_mix(name, values, length=None):
             "which goes with the binary losses"
         )
     vector = check_positive_vector(name, getattr(values, "priors", values), length)
-    return vector / vector.sum()
+    total = vector.sum()
+    # What sums to 1 but for rounding stays as it is: a mix that was saved loads unchanged.
+    return vector if abs(total - 1.0) < 1e-12 else vector / total
 
 
 def check_rates(name, values):
@@ -107,12 +124,9 @@ def check_rates(name, values):
     return np.stack([1.0 - rates, rates], axis=-1)
 
 
-def check_mixes(priors, target_priors, binary):
-    """Returns both mixes as probabilities with the classes on the last axis."""
-    priors = check_rates("priors", priors) if binary else check_mix("priors", priors)
-    if target_priors is None:
-        return priors, np.full_like(priors, 1.0 / priors.shape[-1])
-    return priors, check_target(target_priors, priors, binary)
+def check_class_priors(name, values, binary):
+    """Returns a class mix `(K,)`, or with `binary` positive rates as `(2,)` or `(L, 2)`."""
+    return check_rates(name, values) if binary else check_mix(name, values)
 
 
 def check_target(target_priors, priors, binary):
@@ -128,11 +142,42 @@ def check_target(target_priors, priors, binary):
     return np.broadcast_to(target, priors.shape)
 
 
-def plain(vector):
-    """Returns a vector as the plain floats that JSON keeps; `None` and names stay."""
-    if vector is None or isinstance(vector, str):
-        return vector
-    return np.asarray(getattr(vector, "priors", vector), dtype="float64").tolist()
+def check_per_class(name, values, shape, positive=False):
+    """Returns `values`, one number or one per class, as a finite float64 array of `shape`."""
+    what = "positive numbers" if positive else "finite numbers"
+    array = _as_array(name, values, what)
+    fits = array.ndim <= len(shape) and array.shape in (shape[len(shape) - array.ndim :], ())
+    if not fits or not np.isfinite(array).all() or (positive and not (array > 0).all()):
+        raise ValueError(
+            f"`{name}` must be {what} of shape {shape}, or one for all. "
+            f"Received: {name}={array.tolist()}"
+        )
+    return np.broadcast_to(array, shape).copy()
+
+
+def check_ignore_class(value):
+    """Returns `ignore_class`, an integer or `None`."""
+    return None if value is None else check_integer("ignore_class", value)
+
+
+def plain(value):
+    """Returns an argument as JSON keeps it: vectors and mixes as lists of floats."""
+    value = getattr(value, "priors", value)
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    return np.asarray(value, dtype="float64").tolist()
+
+
+def describe(instance):
+    """Returns `Class(argument=value, ...)` with the arguments that are not at their default."""
+    config = instance.get_config()
+    parameters = inspect.signature(type(instance)).parameters.values()
+    shown = (
+        f"{p.name}={reprlib.repr(config[p.name])}"
+        for p in parameters
+        if p.name in config and config[p.name] != p.default
+    )
+    return f"{type(instance).__name__}({', '.join(shown)})"
 
 
 def _as_array(name, values, expected):

@@ -347,8 +347,8 @@ def test_bad_data_keeps_the_former_counts(data, message):
 @pytest.mark.parametrize(
     ("data", "sample_weight", "message"),
     [
-        (LABELS, np.ones(6), r"leading axes of the labels.*\(6,\).*\(7,\)"),
-        (LABELS, np.ones((7, 2)), "leading axes of the labels"),
+        (LABELS, np.ones(6), r"leading axes of the targets.*\(6,\).*\(7,\)"),
+        (LABELS, np.ones((7, 2)), "leading axes of the targets"),
         (LABELS, -np.ones(7), "`sample_weight` must be finite and not negative"),
         (LABELS, np.full(7, np.nan), "`sample_weight` must be finite"),
         ([LABELS], np.ones(7), "With batches `sample_weight` must be None, or True"),
