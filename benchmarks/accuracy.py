@@ -86,7 +86,7 @@ def gca_counts(**arguments):
 
 
 def gla_margins(**arguments):
-    return lambda counts: baselines.MarginGLALoss(counts, **arguments)
+    return lambda counts: baselines.margin_gla(counts, **arguments)
 
 
 def vs(counts):

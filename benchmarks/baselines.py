@@ -9,7 +9,8 @@ import numpy as np
 from keras import ops
 from scipy import special
 
-from keras_balanced import GCALoss, formula, surrogates
+from keras_balanced import BalancedLoss, GCALoss, Surrogate
+from keras_balanced.surrogates import gca_surrogate, gla_surrogate
 
 LDAM_MAX_MARGIN, LDAM_SCALE = 0.5, 30.0
 
@@ -57,7 +58,7 @@ class FocalLoss(keras.losses.CategoricalFocalCrossentropy):
         return _normalize(target_priors / slope / self.counts)
 
 
-class VSLoss(keras.losses.Loss):
+class VSLoss(BalancedLoss):
     """The vector-scaling loss: cross-entropy of scaled and shifted logits.
 
     Formula: `-log softmax(y_pred * (n / n_max)^gamma + tau * log(n / sum(n)))[y_true]`.
@@ -66,23 +67,17 @@ class VSLoss(keras.losses.Loss):
         - [Kini et al., 2021](https://arxiv.org/abs/2103.01550)
     """
 
-    def __init__(self, counts, gamma, tau):
-        super().__init__()
-        self.counts = np.asarray(counts, "float64")
+    def __init__(self, counts, gamma, tau, **kwargs):
+        self.counts, self.gamma, self.tau = np.asarray(counts, "float64"), gamma, tau
         self.scale = (self.counts / self.counts.max()) ** gamma
-        self.shift = tau * np.log(self.counts / self.counts.sum())
+        shift = tau * np.log(self.counts / self.counts.sum())
+        super().__init__(Surrogate(counts, shift=shift), **kwargs)
 
-    def call(self, y_true, y_pred):
-        logits = y_pred * self.scale.astype("float32") + self.shift.astype("float32")
-        return keras.losses.sparse_categorical_crossentropy(y_true, logits, from_logits=True)
-
-    def posterior(self, y_pred, target_priors):
-        y_pred = np.asarray(y_pred, "float64")
-        p = special.softmax(y_pred * self.scale + self.shift, axis=-1)
-        return _normalize(target_priors * p / self.counts)
+    def logits(self, y_pred):
+        return super().logits(y_pred) * self.scale.astype("float32")
 
 
-class LDAMLoss(keras.losses.Loss):
+class LDAMLoss(BalancedLoss):
     """The label-distribution-aware margin loss, of the cosines of a `CosineHead`.
 
     Formula: `-w[y] log softmax(30 * (y_pred - margins[y] * onehot(y)))[y]` with
@@ -92,23 +87,22 @@ class LDAMLoss(keras.losses.Loss):
         - [Cao et al., 2019](https://arxiv.org/abs/1906.07413)
     """
 
-    def __init__(self, counts, weights=None):
-        super().__init__()
-        self.counts = np.asarray(counts, "float64")
+    def __init__(self, counts, weights=None, **kwargs):
+        self.counts, self.weights = np.asarray(counts, "float64"), weights
         self.margins = LDAM_MAX_MARGIN * (self.counts.min() / self.counts) ** 0.25
-        self.weights = np.ones(len(counts)) if weights is None else weights
+        super().__init__(Surrogate(counts, weights=1.0 if weights is None else weights), **kwargs)
 
     def call(self, y_true, y_pred):
-        y_true = ops.cast(y_true, "int32")
-        true = ops.one_hot(y_true, len(self.counts), dtype=y_pred.dtype)
-        logits = LDAM_SCALE * (y_pred - true * self.margins.astype("float32"))
-        losses = keras.losses.sparse_categorical_crossentropy(y_true, logits, from_logits=True)
-        return losses * ops.take(self.weights.astype("float32"), y_true)
+        true = y_true
+        if tuple(y_true.shape) != tuple(y_pred.shape):
+            true = ops.one_hot(ops.cast(y_true, "int32"), len(self.counts), dtype=y_pred.dtype)
+        margins = ops.reshape(true, ops.shape(y_pred)) * self.margins.astype("float32")
+        return super().call(y_true, LDAM_SCALE * (y_pred - margins))
 
-    def posterior(self, y_pred, target_priors):
+    def log_posterior(self, logits, target_priors=None):
         # At the minimum the weighted probabilities are the stationary distribution of a chain
         # whose row y is the softmax that an example of class y sees.
-        logits = np.asarray(y_pred, "float64")
+        logits = ops.convert_to_numpy(logits).astype("float64")
         seen = LDAM_SCALE * (logits[:, None, :] - np.diag(self.margins))
         chain = special.softmax(seen, axis=-1)
         num_classes = len(self.counts)
@@ -118,28 +112,22 @@ class LDAMLoss(keras.losses.Loss):
         one[-1] = 1.0
         stationary = np.linalg.solve(system, np.broadcast_to(one, (len(logits), *one.shape)))
         stationary = np.maximum(stationary[..., 0], 0.0)
-        return _normalize(target_priors * stationary / self.weights / self.counts)
+        target_priors = self.surrogate.check_target(target_priors)
+        with np.errstate(divide="ignore"):
+            return np.log(
+                _normalize(target_priors * stationary / self.surrogate.weights / self.counts)
+            )
 
 
-class MarginGLALoss(keras.losses.Loss):
+def margin_gla(counts, q=0.0, consistent=False):
     """GLA with the margins of GCA; weighted by them and at q = 0 it is Bayes-consistent.
 
-    Formula: `s = softmax(y_pred / margins[y] + tau * log(priors))[y]`,
+    Formula: `s = softmax(y_pred / margins[y] + log(priors) / (1 - q))[y]`,
     `loss = w * (1 - s^q) / q` with `w = margins[y]`, or 1 if not `consistent`.
     """
-
-    def __init__(self, counts, q=0.0, consistent=False):
-        super().__init__()
-        gla, gca = surrogates.gla_surrogate(counts, q), surrogates.gca_surrogate(counts, q)
-        weights = gca.margins if consistent else None
-        self.surrogate = gla._replace(margins=gca.margins, weights=weights)
-
-    def call(self, y_true, y_pred):
-        return formula.surrogate_loss(y_true, y_pred, self.surrogate)
-
-    def posterior(self, y_pred, target_priors):
-        logits = ops.convert_to_tensor(y_pred)
-        return ops.exp(formula.log_posterior(logits, self.surrogate, target_priors))
+    shift, margins = gla_surrogate(counts, q).shift, gca_surrogate(counts, q).margins
+    weights = margins if consistent else 1.0
+    return BalancedLoss(Surrogate(counts, q=q, shift=shift, margins=margins, weights=weights))
 
 
 @keras.saving.register_keras_serializable(package="benchmarks")

@@ -42,22 +42,14 @@ LOSSES = {
 
 def conditional_risk(z, eta, surrogate):
     """Returns `sum_y eta_y loss(y, z)` and its gradient by `z`, from the formula, in NumPy."""
-    num_classes, q = len(z), surrogate.q
-    shift, margins, weights = (
-        np.full(num_classes, default) if array is None else array
-        for array, default in (
-            (surrogate.shift, 0.0),
-            (surrogate.margins, 1.0),
-            (surrogate.weights, 1.0),
-        )
-    )
-    scores = z / margins[:, None] + shift
+    q, margins = surrogate.q, surrogate.margins
+    scores = z / margins[:, None] + surrogate.shift
     scores = scores - scores.max(axis=-1, keepdims=True)
     log_p = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
     log_s = np.diag(log_p)
     psi = -log_s if q == 0 else -np.expm1(q * log_s) / q
-    slope = eta * weights * np.exp(q * log_s) / margins
-    return eta @ (weights * psi), slope @ np.exp(log_p) - slope
+    slope = eta * surrogate.weights * np.exp(q * log_s) / margins
+    return eta @ (surrogate.weights * psi), slope @ np.exp(log_p) - slope
 
 
 def minimise(eta, surrogate, rng, starts=5):
@@ -128,9 +120,7 @@ def counterexample():
     logits = {}
     for consistent in (False, True):
         weights = weighted * (margins if consistent else 1.0)
-        surrogate = surrogates.Surrogate(
-            np.full(2, 0.5), np.full(2, 0.5), 0.0, margins=margins, weights=weights
-        )
+        surrogate = surrogates.Surrogate([0.5, 0.5], margins=margins, weights=weights)
         logits[consistent] = minimise(np.full(2, 0.5), surrogate, np.random.default_rng(0))[0]
     return logits
 

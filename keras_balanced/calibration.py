@@ -1,12 +1,22 @@
 """Calibrated probabilities: their temperature, and the class mix of data without labels."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_balanced import backends, batches, losses, metrics, targets, validation
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.losses import BalancedLoss
+    from keras_balanced.validation import ClassMix
+
+__all__ = ["calibrate", "estimate_target_priors"]
 
 TEMPERATURES = (0.01, 100.0)
 
@@ -22,7 +32,7 @@ class _Calibration(NamedTuple):
     labels: np.ndarray
 
 
-def calibrate(model, loss, validation_data):
+def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: Any) -> _Calibration:
     """Fits the temperature of the posterior of a trained model on held-out data.
 
     The temperature minimises the negative log-likelihood, each class weighted to its share in
@@ -115,7 +125,12 @@ def calibrate(model, loss, validation_data):
     return _Calibration(temperatures["after"], **errors, probabilities=probabilities, labels=labels)
 
 
-def estimate_target_priors(probabilities, training_priors, max_iterations=10_000, tolerance=1e-6):
+def estimate_target_priors(
+    probabilities: ArrayLike,
+    training_priors: ClassMix,
+    max_iterations: int = 10_000,
+    tolerance: float = 1e-6,
+) -> np.ndarray:
     """Estimates the class mix of unlabelled data from a model's probabilities on it.
 
     Maximises the likelihood of the data over the class mix by expectation maximisation. The

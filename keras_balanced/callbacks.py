@@ -1,9 +1,18 @@
 """Keras callbacks that look at every class."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
 
 from keras_balanced import batches, metrics, validation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["PerClassReport"]
 
 
 class PerClassReport(keras.callbacks.Callback):
@@ -35,7 +44,13 @@ class PerClassReport(keras.callbacks.Callback):
       recall 1.000  healthy
     """
 
-    def __init__(self, validation_data, class_names=None, num_classes_shown=5, ignore_class=None):
+    def __init__(
+        self,
+        validation_data: Any,
+        class_names: Sequence[str] | None = None,
+        num_classes_shown: int = 5,
+        ignore_class: int | None = None,
+    ):
         super().__init__()
         arrays_in_a_list = isinstance(validation_data, list) and hasattr(
             next(iter(validation_data), None), "shape"

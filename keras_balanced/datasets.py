@@ -1,10 +1,20 @@
 """Long-tailed subsets of any labelled data, and loaders of digits and CIFAR."""
 
+from __future__ import annotations
+
 import numbers
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from keras_balanced import validation
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["load", "long_tail", "long_tail_counts", "stratified_split"]
+
+Profile: TypeAlias = Literal["exponential", "step"]
 
 PROFILES = ("exponential", "step")
 # The size of each class in the official train set, from which a long tail starts.
@@ -13,7 +23,9 @@ NAMES = ("digits", *_CIFAR_MAX_COUNT)
 _DIGITS_TEST_COUNT = 50
 
 
-def long_tail_counts(num_classes, max_count, imbalance_ratio=100, profile="exponential"):
+def long_tail_counts(
+    num_classes: int, max_count: int, imbalance_ratio: float = 100, profile: Profile = "exponential"
+) -> np.ndarray:
     """Returns how many examples each class keeps in a long tail.
 
     Formula:
@@ -58,7 +70,14 @@ def long_tail_counts(num_classes, max_count, imbalance_ratio=100, profile="expon
     return counts
 
 
-def long_tail(x, y=None, imbalance_ratio=100, profile="exponential", max_count=None, seed=0):
+def long_tail(
+    x: Any,
+    y: ArrayLike | None = None,
+    imbalance_ratio: float = 100,
+    profile: Profile = "exponential",
+    max_count: int | None = None,
+    seed: int = 0,
+) -> Any:
     """Draws a long-tailed subset of labelled data.
 
     Args:
@@ -117,7 +136,7 @@ def long_tail(x, y=None, imbalance_ratio=100, profile="exponential", max_count=N
     return x.enumerate().filter(lambda i, _: keep[i]).map(lambda _, example: example)
 
 
-def stratified_split(y, fraction, seed=0):
+def stratified_split(y: ArrayLike, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Splits examples in two, every class in both parts where it has two examples.
 
     Args:
@@ -152,7 +171,13 @@ def stratified_split(y, fraction, seed=0):
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def load(name, imbalance_ratio=100, profile="exponential", seed=0, validation_split=0.0):
+def load(
+    name: Literal["digits", "cifar10", "cifar100"],
+    imbalance_ratio: float = 100,
+    profile: Profile = "exponential",
+    seed: int = 0,
+    validation_split: float = 0.0,
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Loads a long-tailed train set of images and its balanced test set.
 
     Args:

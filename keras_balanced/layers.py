@@ -1,10 +1,26 @@
 """Keras layers for class priors: estimated from data, applied after training."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_balanced import backends, batches, surrogates, targets, validation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.validation import ClassMix
+
+__all__ = ["ClassPrior", "LogitAdjustment"]
+
+# Labels that stay in the cache while they are checked and counted.
+_CHUNK = 1 << 17
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -55,13 +71,13 @@ class ClassPrior(keras.layers.Layer):
 
     def __init__(
         self,
-        num_classes,
-        smoothing=0.0,
-        output_mode="prior",
-        multi_label=False,
-        ignore_class=None,
-        counts=None,
-        **kwargs,
+        num_classes: int,
+        smoothing: float = 0.0,
+        output_mode: Literal["prior", "log_prior", "weight"] = "prior",
+        multi_label: bool = False,
+        ignore_class: int | None = None,
+        counts: ArrayLike | None = None,
+        **kwargs: Any,
     ):
         # Labels are ids: a cast to a half-precision compute dtype would corrupt them.
         super().__init__(autocast=False, **kwargs)
@@ -82,7 +98,7 @@ class ClassPrior(keras.layers.Layer):
             self._counts = validation.check_counts("counts", counts, self._counts.shape)
         self.built = True
 
-    def adapt(self, data, sample_weight=None, steps=None):
+    def adapt(self, data: Any, sample_weight: Any = None, steps: int | None = None) -> None:
         """Counts the classes in `data`, in one pass, in place of any former counts.
 
         Adapt before the layer is used: a loss takes the priors when it is made, and a compiled
@@ -117,11 +133,11 @@ class ClassPrior(keras.layers.Layer):
             raise ValueError("`adapt` expected at least one label. Received: data with none")
         self._counts = counts
 
-    def update_state(self, labels, sample_weight=None):
+    def update_state(self, labels: Any, sample_weight: Any = None) -> None:
         """Adds labels to the counts; arguments as in `adapt`."""
         self._counts = self._counts + self._count(labels, sample_weight)
 
-    def merge_state(self, layers):
+    def merge_state(self, layers: Iterable[ClassPrior]) -> None:
         """Adds the counts of other `ClassPrior` layers, such as those of other shards."""
         layers = list(layers)
         for layer in layers:
@@ -132,18 +148,18 @@ class ClassPrior(keras.layers.Layer):
                 )
         self._counts = sum((layer._counts for layer in layers), start=self._counts)
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         """Clears the counts."""
         # NumPy, not a variable: float64 is exact up to 2**53 examples on every backend.
         self._counts = np.zeros((self.num_classes, 2) if self.multi_label else self.num_classes)
 
     @property
-    def counts(self):
+    def counts(self) -> np.ndarray:
         """Examples of each class, `(K,)` float64; with `multi_label` zeros and ones, `(K, 2)`."""
         return self._counts.copy()
 
     @property
-    def priors(self):
+    def priors(self) -> np.ndarray:
         """Probability of each class or positive label, `(K,)` float64; raises before `adapt()`."""
         priors = self._all_priors()
         return priors[:, 1] if self.multi_label else priors
@@ -202,7 +218,7 @@ class ClassPrior(keras.layers.Layer):
         counts = np.array(store["counts"])
         self._counts = validation.check_counts("counts", counts, self._counts.shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
@@ -212,6 +228,9 @@ class ClassPrior(keras.layers.Layer):
             "ignore_class": self.ignore_class,
             "counts": self._counts.tolist() if self._counts.any() else None,
         }
+
+    def __repr__(self) -> str:
+        return validation.describe(self)
 
     def _count(self, labels, weights):
         labels = _to_numpy(labels)
@@ -330,7 +349,13 @@ class LogitAdjustment(keras.layers.Layer):
 
     supports_masking = True
 
-    def __init__(self, priors, target_priors=None, tau=1.0, **kwargs):
+    def __init__(
+        self,
+        priors: ClassMix,
+        target_priors: ClassMix | None = None,
+        tau: float = 1.0,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.surrogate = surrogates.gla_surrogate(priors, 0.0, tau, target_priors)
         self.priors = validation.plain(priors)
@@ -348,7 +373,7 @@ class LogitAdjustment(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "priors": self.priors,
@@ -356,9 +381,8 @@ class LogitAdjustment(keras.layers.Layer):
             "tau": self.tau,
         }
 
-
-# Labels that stay in the cache while they are checked and counted.
-_CHUNK = 1 << 17
+    def __repr__(self) -> str:
+        return validation.describe(self)
 
 
 def _to_numpy(tensor):

@@ -26,8 +26,9 @@ class BalancedLoss(keras.losses.Loss):
     `GLALoss` and `GCALoss` are built on it. Build a loss of your own on it in one of two ways:
     give it the constants of the loss as a `Surrogate`, or subclass it and override `logits`
     (what is done to the predictions first) or `call`. Masks, sample weights, `ignore_class`,
-    probabilities, reductions and `posterior` come with it. A subclass that keeps each argument of
-    its `__init__` in an attribute of the same name needs no `get_config`.
+    probabilities, reductions and `posterior` come with it. A subclass needs no `get_config` if its
+    `__init__` keeps each of its own arguments in an attribute of the same name, and hands
+    `**kwargs` on.
 
     Formula:
 
@@ -177,7 +178,14 @@ class BalancedLoss(keras.losses.Loss):
         return probabilities[..., 1] if self.surrogate.binary else probabilities
 
     def get_config(self) -> dict[str, Any]:
-        names = [name for name in inspect.signature(type(self)).parameters if name != "kwargs"]
+        names = [
+            *("from_logits", "ignore_class", "dtype"),
+            *(
+                p.name
+                for p in inspect.signature(type(self)).parameters.values()
+                if p.kind != p.VAR_KEYWORD
+            ),
+        ]
         return {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
 
     def __repr__(self) -> str:

@@ -4,11 +4,33 @@ Each keeps sums for each class and reads its result off them: nothing is average
 and replicas merge by addition.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_balanced import backends, targets, validation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.validation import HasCounts
+
+__all__ = [
+    "BalancedAccuracy",
+    "BinaryBalancedAccuracy",
+    "ClassCalibrationError",
+    "ClassRecall",
+    "GeometricMeanRecall",
+    "ShotRecall",
+    "WorstClassRecall",
+    "shot_groups",
+]
 
 
 class _ClassMetric(keras.metrics.Metric):
@@ -51,7 +73,7 @@ class _ClassMetric(keras.metrics.Metric):
             weights = ops.where(ignored, ops.zeros_like(weights), weights)
         return ops.where(valid, labels, 0), weights
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
@@ -67,7 +89,7 @@ class _RecallMetric(_ClassMetric):
         self.correct = self.add_variable((self.num_classes,), "zeros", self.dtype, name="correct")
         self.total = self.add_variable((self.num_classes,), "zeros", self.dtype, name="total")
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
 
         Args:
@@ -102,7 +124,7 @@ class _RecallMetric(_ClassMetric):
         )
         return ops.sum(ops.reshape(sums, (self.num_classes, lanes)), axis=-1)
 
-    def recalls(self):
+    def recalls(self) -> Any:
         """Returns the recall of each class, `(K,)`; 0 for a class that has not come up."""
         return ops.divide_no_nan(self.correct, self.total)
 
@@ -144,10 +166,16 @@ class BalancedAccuracy(_RecallMetric):
     0.5
     """
 
-    def __init__(self, num_classes, ignore_class=None, name="balanced_accuracy", dtype=None):
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_class: int | None = None,
+        name: str | None = "balanced_accuracy",
+        dtype: str | None = None,
+    ):
         super().__init__(num_classes, ignore_class, name, dtype)
 
-    def result(self):
+    def result(self) -> Any:
         return self._mean(self.recalls())
 
 
@@ -183,18 +211,23 @@ class ClassRecall(_RecallMetric):
     """
 
     def __init__(
-        self, num_classes, class_id=None, ignore_class=None, name="class_recall", dtype=None
+        self,
+        num_classes: int,
+        class_id: int | None = None,
+        ignore_class: int | None = None,
+        name: str | None = "class_recall",
+        dtype: str | None = None,
     ):
         super().__init__(num_classes, ignore_class, name, dtype)
         if class_id is not None:
             class_id = validation.check_integer("class_id", class_id, low=0, high=num_classes)
         self.class_id = class_id
 
-    def result(self):
+    def result(self) -> Any:
         recalls = self.recalls()
         return recalls if self.class_id is None else recalls[self.class_id]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "class_id": self.class_id}
 
 
@@ -229,10 +262,16 @@ class WorstClassRecall(_RecallMetric):
     0.5
     """
 
-    def __init__(self, num_classes, ignore_class=None, name="worst_class_recall", dtype=None):
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_class: int | None = None,
+        name: str | None = "worst_class_recall",
+        dtype: str | None = None,
+    ):
         super().__init__(num_classes, ignore_class, name, dtype)
 
-    def result(self):
+    def result(self) -> Any:
         present, recalls = ops.not_equal(self.total, 0), self.recalls()
         worst = ops.min(ops.where(present, recalls, ops.ones_like(recalls)))
         return ops.where(ops.any(present), worst, ops.zeros_like(worst))
@@ -273,17 +312,25 @@ class GeometricMeanRecall(_RecallMetric):
         - [Kubat and Matwin, 1997](https://sci2s.ugr.es/keel/pdf/algorithm/congreso/kubat97addressing.pdf)
     """
 
-    def __init__(self, num_classes, ignore_class=None, name="geometric_mean_recall", dtype=None):
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_class: int | None = None,
+        name: str | None = "geometric_mean_recall",
+        dtype: str | None = None,
+    ):
         super().__init__(num_classes, ignore_class, name, dtype)
 
-    def result(self):
+    def result(self) -> Any:
         present, recalls = ops.not_equal(self.total, 0), self.recalls()
         logs = ops.log(ops.where(present, recalls, ops.ones_like(recalls)))
         mean = ops.exp(self._mean(logs))
         return ops.where(ops.any(present), mean, ops.zeros_like(mean))
 
 
-def shot_groups(counts, thresholds=(100, 20)):
+def shot_groups(
+    counts: ArrayLike | HasCounts, thresholds: Sequence[float] = (100, 20)
+) -> dict[str, np.ndarray]:
     """Returns which classes have many, a medium number of or few training examples.
 
     Formula:
@@ -361,7 +408,13 @@ class ShotRecall(_RecallMetric):
     """
 
     def __init__(
-        self, counts, group, thresholds=(100, 20), ignore_class=None, name=None, dtype=None
+        self,
+        counts: ArrayLike | HasCounts,
+        group: Literal["many", "medium", "few"],
+        thresholds: Sequence[float] = (100, 20),
+        ignore_class: int | None = None,
+        name: str | None = None,
+        dtype: str | None = None,
     ):
         groups = shot_groups(counts, thresholds)
         if group not in groups:
@@ -380,11 +433,11 @@ class ShotRecall(_RecallMetric):
         self.thresholds = validation.plain(thresholds)
         self._members = groups[group]
 
-    def result(self):
+    def result(self) -> Any:
         members = ops.convert_to_tensor(self._members, dtype=self.dtype)
         return self._mean(self.recalls(), among=members)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_classes"]
         return {
@@ -426,12 +479,16 @@ class BinaryBalancedAccuracy(_RecallMetric):
     """
 
     def __init__(
-        self, threshold=0.0, ignore_class=None, name="binary_balanced_accuracy", dtype=None
+        self,
+        threshold: float = 0.0,
+        ignore_class: int | None = None,
+        name: str | None = "binary_balanced_accuracy",
+        dtype: str | None = None,
     ):
         super().__init__(2, ignore_class, name, dtype)
         self.threshold = validation.check_number("threshold", threshold)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
 
         Args:
@@ -455,10 +512,10 @@ class BinaryBalancedAccuracy(_RecallMetric):
         predicted = ops.cast(ops.reshape(logits > self.threshold, (-1,)), "int32")
         self._count(both, predicted, ops.reshape(weights, (-1,)))
 
-    def result(self):
+    def result(self) -> Any:
         return self._mean(self.recalls())
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_classes"]
         return {**config, "threshold": self.threshold}
@@ -510,12 +567,12 @@ class ClassCalibrationError(_ClassMetric):
 
     def __init__(
         self,
-        num_classes,
-        num_bins=15,
-        from_logits=False,
-        ignore_class=None,
-        name="class_calibration_error",
-        dtype=None,
+        num_classes: int,
+        num_bins: int = 15,
+        from_logits: bool = False,
+        ignore_class: int | None = None,
+        name: str | None = "class_calibration_error",
+        dtype: str | None = None,
     ):
         super().__init__(num_classes, ignore_class, name, dtype)
         self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
@@ -524,7 +581,7 @@ class ClassCalibrationError(_ClassMetric):
         self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
         self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
 
         Args:
@@ -553,10 +610,10 @@ class ClassCalibrationError(_ClassMetric):
         self.gap.assign_add(gaps)
         self.weight.assign_add(ops.sum(weights))
 
-    def result(self):
+    def result(self) -> Any:
         return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_bins": self.num_bins,

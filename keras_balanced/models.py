@@ -1,12 +1,18 @@
 """The residual network for small images of He et al. (2016)."""
 
+from __future__ import annotations
+
 import keras
 from keras import layers, ops
 
 from keras_balanced import validation
 
+__all__ = ["resnet"]
 
-def resnet(input_shape, num_classes, depth=32, l2=1e-4):
+
+def resnet(
+    input_shape: tuple[int, int, int], num_classes: int, depth: int = 32, l2: float = 1e-4
+) -> keras.Model:
     """Builds the CIFAR ResNet of He et al. (2016), section 4.2, with logits as output.
 
     A 3x3 convolution and three stages of `(depth - 2) / 6` blocks of two 3x3 convolutions, with

@@ -1,11 +1,31 @@
 """Pictures of long tails: matplotlib axes in, axes out, so that they compose."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.validation import HasCounts
+
+__all__ = [
+    "accuracy_against_q",
+    "class_counts",
+    "class_recalls",
+    "confusion_matrix",
+    "reliability_diagram",
+]
 
 _MAX_BARS = 20
 
 
-def class_counts(counts, ax=None):
+def class_counts(counts: ArrayLike | HasCounts, ax: Axes | None = None) -> Axes:
     """Draws how many examples each class has, on a logarithmic scale.
 
     Args:
@@ -37,7 +57,7 @@ def class_counts(counts, ax=None):
     return ax
 
 
-def class_recalls(recalls, ax=None):
+def class_recalls(recalls: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     """Draws the recall of each class, for one or several models side by side.
 
     Args:
@@ -73,7 +93,12 @@ def class_recalls(recalls, ax=None):
     return ax
 
 
-def confusion_matrix(labels, predicted, class_names=None, ax=None):
+def confusion_matrix(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    class_names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Draws how often each class is predicted as each other; the diagonal is the recalls.
 
     Args:
@@ -123,7 +148,12 @@ def confusion_matrix(labels, predicted, class_names=None, ax=None):
     return ax
 
 
-def reliability_diagram(probabilities, labels, num_bins=15, ax=None):
+def reliability_diagram(
+    probabilities: ArrayLike | Mapping[str, ArrayLike],
+    labels: ArrayLike,
+    num_bins: int = 15,
+    ax: Axes | None = None,
+) -> Axes:
     """Draws how often classes come up against how probable they were said to be.
 
     All classes together, in bins of equal width. On the diagonal the probabilities are right.
@@ -176,7 +206,7 @@ def reliability_diagram(probabilities, labels, num_bins=15, ax=None):
     return ax
 
 
-def accuracy_against_q(table, ax=None):
+def accuracy_against_q(table: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
     """Draws the balanced accuracy against q, a curve for each loss, with standard errors.
 
     Args:

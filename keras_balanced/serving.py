@@ -5,9 +5,13 @@ a SavedModel that answers with the right ones, `calibrate` fits their temperatur
 data, and `estimate_target_priors` finds the class mix of data without labels.
 """
 
+from __future__ import annotations
+
 import json
+import os
 import pathlib
 import tempfile
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -20,10 +24,23 @@ from keras_balanced.calibration import (
     estimate_target_priors,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keras_balanced.losses import BalancedLoss
+    from keras_balanced.validation import ClassMix
+
 __all__ = ["calibrate", "estimate_target_priors", "export"]
 
 
-def export(model, path, loss=None, class_names=None, target_priors=None, temperature=None):
+def export(
+    model: keras.Model,
+    path: str | os.PathLike,
+    loss: BalancedLoss | None = None,
+    class_names: Sequence[str] | None = None,
+    target_priors: ClassMix | None = None,
+    temperature: float | None = None,
+) -> pathlib.Path:
     """Writes a model as the next version of a servable: a TensorFlow SavedModel.
 
     TF Serving and TensorFlow's C library load it without this package. Its signatures take the

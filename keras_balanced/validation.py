@@ -17,6 +17,12 @@ if TYPE_CHECKING:
         @property
         def priors(self) -> np.ndarray: ...
 
+    class HasCounts(Protocol):
+        """A `ClassPrior`, or another object that has counts of classes."""
+
+        @property
+        def counts(self) -> np.ndarray: ...
+
 
 ClassMix: TypeAlias = "ArrayLike | HasPriors"
 
@@ -171,12 +177,14 @@ def plain(value):
 def describe(instance):
     """Returns `Class(argument=value, ...)` with the arguments that are not at their default."""
     config = instance.get_config()
-    parameters = inspect.signature(type(instance)).parameters.values()
-    shown = (
-        f"{p.name}={reprlib.repr(config[p.name])}"
-        for p in parameters
-        if p.name in config and config[p.name] != p.default
-    )
+    shown = []
+    for p in inspect.signature(type(instance)).parameters.values():
+        value = config.get(p.name, p.default)
+        if p.name in ("name", "dtype") or value == p.default or p.kind is p.VAR_KEYWORD:
+            continue
+        # A dict is the config of an object.
+        value = getattr(instance, p.name) if isinstance(value, dict) else reprlib.repr(value)
+        shown.append(f"{p.name}={value}")
     return f"{type(instance).__name__}({', '.join(shown)})"
 
 

@@ -76,12 +76,12 @@ LOSSES = {
     "vs": (baselines.VSLoss(COUNTS, 0.15, 1.25), lambda z: vs(z, COUNTS, 0.15, 1.25), 3.0),
     "focal": (baselines.FocalLoss(COUNTS), lambda z: focal(z, 2.0), 2.0),
     "margin gla": (
-        baselines.MarginGLALoss(COUNTS, consistent=True),
+        baselines.margin_gla(COUNTS, consistent=True),
         lambda z: margin_gla(z, COUNTS, 0.0, True),
         3.0,
     ),
     "margin gla, q": (
-        baselines.MarginGLALoss(COUNTS, q=0.1),
+        baselines.margin_gla(COUNTS, q=0.1),
         lambda z: margin_gla(z, COUNTS, 0.1, False),
         3.0,
     ),
@@ -257,9 +257,9 @@ def test_ldam_drw_reweights_in_the_last_fifth(trained):
     for phase in (first, second):
         assert isinstance(phase["loss"], baselines.LDAMLoss)
         np.testing.assert_array_equal(phase["loss"].counts, result["class_counts"])
-    np.testing.assert_array_equal(first["loss"].weights, 1.0)
+    np.testing.assert_array_equal(first["loss"].surrogate.weights, 1.0)
     expected = baselines.effective_weights(result["class_counts"])
-    np.testing.assert_allclose(second["loss"].weights, expected)
+    np.testing.assert_allclose(second["loss"].surrogate.weights, expected)
     # One training: the second phase goes on with the same weights, down the same schedule.
     assert second["model"] is first["model"]
     cosine = 0.05 * (1 + np.cos(np.pi * np.arange(3) / 3))
@@ -291,7 +291,7 @@ def test_vs_is_set_as_in_its_paper():
         counts = np.arange(1, num_classes + 1)
         loss = accuracy.METHODS["vs"].loss(counts)
         np.testing.assert_allclose(loss.scale, (counts / num_classes) ** gamma)
-        np.testing.assert_allclose(loss.shift, tau * np.log(counts / counts.sum()))
+        np.testing.assert_allclose(loss.surrogate.shift, tau * np.log(counts / counts.sum()))
 
 
 def test_one_failed_training_loses_no_other(tmp_path, capsys):

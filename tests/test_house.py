@@ -8,47 +8,58 @@ import sys
 
 import keras
 import pytest
+from processes import run
 
 import keras_balanced
 from keras_balanced import callbacks, datasets, metrics, models, plots, serving, tuning
 
 PACKAGE = pathlib.Path(keras_balanced.__file__).parent
-# What each module may import: its floor and those below.
-FLOORS = {
-    "validation": {"numpy"},
-    "masks": {"keras"},
-    "functional": {"keras", "numpy", "keras_balanced.validation"},
-    **{
-        name: {
-            "keras",
-            "numpy",
-            *(f"keras_balanced.{n}" for n in ("functional", "masks", "validation")),
-        }
-        for name in ("losses", "layers", "metrics", "datasets", "models", "plots")
-    },
-    "tuning": {
-        *("keras", "numpy", "keras_tuner"),
-        *(f"keras_balanced.{name}" for name in ("functional", "losses", "metrics", "validation")),
-    },
+# Each floor may import those below it, and nothing beside it but `batches`.
+FLOORS = [
+    {"validation"},
+    {"surrogates", "targets", "backends", "batches"},
+    {"formula"},
+    {"functional", "losses"},
+    {"layers", "metrics", "datasets", "models", "plots"},
+    {"callbacks", "calibration", "tuning.grid", "tuning.oracle"},
+    {"serving", "tuning.heads", "tuning.hypermodel"},
+    {"tuning.folds"},
+    {"tuning"},
+]
+# Where an optional library may be imported, at any depth.
+OPTIONAL = {
+    "tensorflow": {"serving", "datasets", "tuning.folds"},
+    "jax": {"backends"},
+    "scipy": {"calibration"},
+    "sklearn": {"datasets"},
+    "tensorflow_datasets": {"datasets"},
+    "matplotlib": {"plots"},
+    "keras_tuner": {"tuning", "tuning.folds", "tuning.hypermodel", "tuning.oracle"},
 }
-FLOORS["callbacks"] = {"keras", "numpy", *(f"keras_balanced.{name}" for name in FLOORS)}
-FLOORS["serving"] = FLOORS["callbacks"]
-OPTIONAL = ("tensorflow_datasets", "keras_tuner", "matplotlib", "sklearn")
+# Where names that their owner keeps for itself may be used.
+PRIVATE_ROOMS = {"backends", "tuning.oracle"}
+PATHS = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
 EXPORTS = {name: getattr(keras_balanced, name) for name in keras_balanced.__all__}
-CLASSES = {name: export for name, export in EXPORTS.items() if inspect.isclass(export)}
-FUNCTIONS = {
-    f"{module.__name__}.{name}": function
+CLASSES = {
+    name: export
+    for name, export in EXPORTS.items()
+    if inspect.isclass(export) and name != "Surrogate"
+}
+ON_DEMAND = {
+    f"{module.__name__}.{name}": getattr(module, name)
     for module in (callbacks, datasets, metrics, models, plots, serving, tuning)
-    for name, function in inspect.getmembers(module, callable)
-    if function.__module__ == module.__name__
-    and not name.startswith(("_", "check_"))
-    and name != "FastSearch"
+    for name in module.__all__
+    if callable(getattr(module, name)) and name != "FastSearch"
 }
 
 
-@pytest.mark.parametrize("name", [*EXPORTS, *FUNCTIONS])
+@pytest.mark.parametrize("name", [*EXPORTS, *ON_DEMAND])
 def test_docstring_is_whole(name):
-    export = {**EXPORTS, **FUNCTIONS}[name]
+    export = {**EXPORTS, **ON_DEMAND}[name]
     doc = inspect.getdoc(export)
     assert doc.splitlines()[0].endswith(".")
     for part in ("Args:", "Raises:", "Example:", ">>> "):
@@ -56,6 +67,15 @@ def test_docstring_is_whole(name):
     signature = inspect.signature(export.__init__ if inspect.isclass(export) else export)
     for argument in signature.parameters:
         assert argument == "self" or f"{argument}: " in doc, argument
+
+
+@pytest.mark.parametrize("name", [*EXPORTS, *ON_DEMAND])
+def test_signature_is_annotated(name):
+    export = {**EXPORTS, **ON_DEMAND}[name]
+    signature = inspect.signature(export.__init__ if inspect.isclass(export) else export)
+    for argument in signature.parameters.values():
+        assert argument.name in ("self", "kwargs") or argument.annotation is not argument.empty
+    assert inspect.isclass(export) or signature.return_annotation is not signature.empty
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -66,6 +86,7 @@ def test_config_names_every_argument(name):
         "num_classes": 2,
         "counts": [200, 5],
         "group": "few",
+        "surrogate": keras_balanced.Surrogate([1, 2]),
     }
     parameters = inspect.signature(export.__init__).parameters
     config = export(**{k: v for k, v in required.items() if k in parameters}).get_config()
@@ -78,22 +99,104 @@ def test_registered_under_the_package(name):
     assert registered == f"keras_balanced>{name}"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
-def test_imports_keep_to_their_floor(path):
-    if path.stem == "__init__":
-        return
-    tree = ast.parse(path.read_text())
-    imported = set()
-    for node in tree.body:
+def imports(tree):
+    """Yields each module that is imported anywhere, also inside functions, by its full name."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "keras_balanced":
-            imported |= {f"keras_balanced.{alias.name}" for alias in node.names}
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module in PACKAGES:
+            yield from (
+                f"{node.module}.{alias.name}" if is_module(node.module, alias.name) else node.module
+                for alias in node.names
+            )
         elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    imported = {name for name in imported if name.split(".")[0] not in sys.stdlib_module_names}
-    assert imported <= FLOORS[path.stem]
-    assert "keras.src" not in path.read_text()
+            yield node.module
+
+
+PACKAGES = ("keras_balanced", "keras_balanced.tuning")
+
+
+def is_module(package, name):
+    return f"{package}.{name}".removeprefix("keras_balanced.") in PATHS
+
+
+def test_every_module_has_its_floor():
+    assert {name for floor in FLOORS for name in floor} == set(PATHS)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_imports_keep_to_their_floor(name):
+    (level,) = (i for i, floor in enumerate(FLOORS) if name in floor)
+    below = {f"keras_balanced.{room}" for floor in FLOORS[:level] for room in floor}
+    below |= {"keras_balanced.batches"} if level else set()
+    text = PATHS[name].read_text()
+    for module in imports(ast.parse(text)):
+        top = module.split(".")[0]
+        if top == "keras_balanced":
+            # `tuning/__init__` names its rooms for whoever asks.
+            assert module in below, module
+        elif top in OPTIONAL:
+            assert name in OPTIONAL[top], module
+        else:
+            assert top in {"keras", "numpy", *sys.stdlib_module_names}, module
+    assert "keras.src" not in text
+    if name in {"validation", "surrogates"}:
+        assert "keras" not in imports(ast.parse(text))
+
+
+@pytest.mark.parametrize("name", sorted(PATHS.keys() - PRIVATE_ROOMS))
+def test_no_module_uses_what_others_keep_for_themselves(name):
+    for node in ast.walk(ast.parse(PATHS[name].read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr[1] != "_":
+            owner = node.value.id if isinstance(node.value, ast.Name) else None
+            assert owner in ("self", "cls", "layer", "other"), ast.unparse(node)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not node.value.startswith("_keras"), node.value
+
+
+@pytest.mark.parametrize("name", sorted(PATHS.keys() - {"backends"}))
+def test_the_backend_is_asked_in_one_room(name):
+    assert "backend.backend()" not in PATHS[name].read_text()
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_no_module_is_too_long(name):
+    tree = ast.parse(PATHS[name].read_text())
+    lines = PATHS[name].read_text().splitlines()
+    nodes = (ast.FunctionDef, ast.ClassDef, ast.Module)
+    for node in ast.walk(tree):
+        if isinstance(node, nodes) and ast.get_docstring(node):
+            doc = node.body[0]
+            lines[doc.lineno - 1 : doc.end_lineno] = [None] * (doc.end_lineno - doc.lineno + 1)
+    assert sum(line is not None for line in lines) <= 450
+
+
+def test_import_changes_no_other_package():
+    code = """
+import importlib, sys
+import keras, keras_tuner, numpy, tensorflow
+
+def attributes():
+    # Of each module and class of the others: what its names stand for.
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("keras", "keras_tuner", "numpy"):
+            for key, value in list(vars(module).items()):
+                found[name, key] = id(value)
+                if isinstance(value, type):
+                    found |= {(name, key, k): id(v) for k, v in list(vars(value).items())}
+    return found
+
+before = attributes()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+after = attributes()
+volatile = ("__abstractmethods__", "_abc_impl", "__weakref__", "__dict__", "__annotations__")
+changed = [k for k in before if after.get(k) != before[k] and k[-1] not in volatile]
+print("changed:", [k for k in changed if "global_state" not in k[0]])
+"""
+    modules = [f"keras_balanced.{name}" for name in PATHS]
+    assert run("-c", code, *modules).splitlines()[-1] == "changed: []"
 
 
 def test_import_brings_in_no_optional_library():
@@ -102,8 +205,9 @@ def test_import_brings_in_no_optional_library():
 import sys, keras
 before = set(sys.modules)
 import keras_balanced, keras_balanced.datasets, keras_balanced.models, keras_balanced.plots
+import keras_balanced.tuning
 after = set(sys.modules) - before
-print("keras_balanced" in after, [name for name in {OPTIONAL} if name in after])
+print("keras_balanced" in after, [name for name in {sorted(OPTIONAL)} if name in after])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True []"

@@ -4,15 +4,18 @@ import json
 
 import keras
 import numpy as np
+import oracle
 import pytest
 from keras import ops
 
 from keras_balanced import (
+    BalancedLoss,
     BinaryGCALoss,
     BinaryGLALoss,
     ClassPrior,
     GCALoss,
     GLALoss,
+    Surrogate,
     gca_loss,
     gla_loss,
 )
@@ -211,3 +214,92 @@ def test_compiled_model_round_trip(loss_class, rng, tmp_path):
     for each in (model, loaded):
         each.fit(x, y, shuffle=False, verbose=0)
     np.testing.assert_array_equal(model.get_weights()[0], loaded.get_weights()[0])
+
+
+EFFECTIVE = np.array([0.5, 1.0, 1.5])
+
+
+class Scaled(BalancedLoss):
+    """Of the predictions times a number: the ten lines of a loss of one's own."""
+
+    def __init__(self, scale, **kwargs):
+        super().__init__(Surrogate([6, 3, 1], weights=EFFECTIVE, q=0.3), **kwargs)
+        self.scale = scale
+
+    def logits(self, y_pred):
+        return super().logits(y_pred) * self.scale
+
+
+def own_formula(y, z, scale=1.0):
+    log_s = oracle.log_softmax(scale * z.astype("float64"))[np.arange(len(y)), y]
+    return EFFECTIVE[y] * oracle.psi(log_s, 0.3)
+
+
+def test_a_loss_of_ones_own_has_the_whole_contract(rng):
+    y, z = rng.integers(0, 3, 8), rng.normal(size=(8, 3)).astype("float32")
+    weights = rng.uniform(size=8).astype("float32")
+    each = own_formula(y, z, 2.0)
+    loss = Scaled(2.0, reduction="sum", ignore_class=-1)
+    np.testing.assert_allclose(float(loss(y, z)), each.sum(), rtol=1e-5)
+    np.testing.assert_allclose(float(loss(y[:, None], z, weights)), weights @ each, rtol=1e-5)
+    ignored = np.where(np.arange(8) < 3, -1, y)
+    np.testing.assert_allclose(float(loss(ignored, z)), each[3:].sum(), rtol=1e-5)
+    again = Scaled.from_config(loss.get_config())
+    assert again.get_config() == loss.get_config()
+    np.testing.assert_allclose(float(again(y, z)), each.sum(), rtol=1e-5)
+    direct = BalancedLoss(loss.surrogate).posterior(2 * z)
+    np.testing.assert_allclose(loss.posterior(z), direct, rtol=1e-5)
+
+
+def test_a_surrogate_fills_its_defaults_and_is_a_loss(rng):
+    y, z = rng.integers(0, 3, 8), rng.normal(size=(8, 3)).astype("float32")
+    plain = BalancedLoss(Surrogate([1, 1, 1]))
+    expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y, z)
+    np.testing.assert_allclose(float(plain(y, z)), float(expected), rtol=1e-6)
+    own = BalancedLoss(Surrogate([6, 3, 1], q=0.3, weights=EFFECTIVE))
+    np.testing.assert_allclose(float(own(y, z)), own_formula(y, z).mean(), rtol=1e-5)
+    labels = Surrogate([0.2, 0.6], weights=[1, 2], binary=True)
+    assert labels.margins.shape == (2, 2)
+    np.testing.assert_array_equal(labels.weights, [[1, 2], [1, 2]])
+    again = BalancedLoss.from_config(BalancedLoss(labels).get_config())
+    assert again.get_config() == BalancedLoss(labels).get_config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"weights": [1, 2]},
+            r"`weights` must be positive numbers of shape \(3,\), or one for all",
+        ),
+        (
+            {"weights": [1, 0, 2]},
+            r"`weights` must be positive.*Received: weights=\[1.0, 0.0, 2.0\]",
+        ),
+        ({"margins": -1.0}, "`margins` must be positive numbers"),
+        ({"shift": [1, np.nan, 2]}, "`shift` must be finite numbers"),
+        ({"shift": "wide"}, "`shift` must be finite numbers"),
+        ({"q": 1.0}, r"`q` must be in \[0, 1\)"),
+    ],
+)
+def test_bad_constants_of_a_surrogate(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Surrogate([6, 3, 1], **arguments)
+
+
+def test_a_balanced_loss_needs_a_surrogate():
+    with pytest.raises(ValueError, match=r"`surrogate` must be a `Surrogate`. Received: surro"):
+        BalancedLoss([6, 3, 1])
+
+
+def test_representations_show_what_objects_hold():
+    assert repr(GLALoss([90, 10], q=0.3)) == "GLALoss(priors=[90.0, 10.0], q=0.3)"
+    assert repr(GCALoss(np.arange(1, 1001))).startswith("GCALoss(priors=[1.0, 2.0, 3.0, 4.0")
+    assert len(repr(GCALoss(np.arange(1, 1001)))) < 100
+    prior = ClassPrior(2, smoothing=1.0)
+    assert repr(prior) == "ClassPrior(num_classes=2, smoothing=1.0)"
+    prior.adapt([0, 0, 1])
+    assert repr(prior) == "ClassPrior(num_classes=2, smoothing=1.0, counts=[2.0, 1.0])"
+    assert repr(BalancedLoss(Surrogate([1, 3], q=0.5))).startswith(
+        "BalancedLoss(surrogate=Surrogate(priors=[0.25, 0.75], target_priors=[0.5, 0.5], q=0.5, "
+    )
