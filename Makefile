@@ -19,6 +19,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-backends: $(BACKENDS)/installed

@@ -10,16 +10,18 @@ from keras_balanced.surrogates import gca_surrogate, gla_surrogate
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from keras_balanced.validation import ClassMix
+
 __all__ = ["gca_loss", "gla_loss"]
 
 
 def gla_loss(
     y_true: Any,
     y_pred: Any,
-    priors: ArrayLike,
+    priors: ClassMix,
     q: float = 0.0,
     tau: float | None = None,
-    target_priors: ArrayLike | None = None,
+    target_priors: ClassMix | None = None,
     from_logits: bool = True,
     ignore_class: int | None = None,
 ) -> Any:
@@ -73,11 +75,11 @@ def gla_loss(
 def gca_loss(
     y_true: Any,
     y_pred: Any,
-    priors: ArrayLike,
+    priors: ClassMix,
     q: float = 0.0,
     margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
     consistent: bool = False,
-    target_priors: ArrayLike | None = None,
+    target_priors: ClassMix | None = None,
     from_logits: bool = True,
     ignore_class: int | None = None,
 ) -> Any:

@@ -93,9 +93,10 @@ class ClassPrior(keras.layers.Layer):
         self.output_mode = output_mode
         self.multi_label = multi_label
         self.ignore_class = validation.check_ignore_class(ignore_class)
-        self.reset_state()
-        if counts is not None:
-            self._counts = validation.check_counts("counts", counts, self._counts.shape)
+        self._counts_shape = (self.num_classes, 2) if multi_label else (self.num_classes,)
+        if counts is None:
+            counts = np.zeros(self._counts_shape)
+        self._counts = validation.check_counts("counts", counts, self._counts_shape)
         self.built = True
 
     def adapt(self, data: Any, sample_weight: Any = None, steps: int | None = None) -> None:
@@ -151,7 +152,7 @@ class ClassPrior(keras.layers.Layer):
     def reset_state(self) -> None:
         """Clears the counts."""
         # NumPy, not a variable: float64 is exact up to 2**53 examples on every backend.
-        self._counts = np.zeros((self.num_classes, 2) if self.multi_label else self.num_classes)
+        self._counts = np.zeros(self._counts_shape)
 
     @property
     def counts(self) -> np.ndarray:

@@ -421,14 +421,14 @@ class ShotRecall(_RecallMetric):
             raise ValueError(
                 f'`group` must be "many", "medium" or "few". Received: group={group!r}'
             )
-        counts = validation.plain(getattr(counts, "counts", counts))
+        plain_counts = validation.plain(getattr(counts, "counts", counts))
         if not groups[group].any():
             raise ValueError(
                 f"The group {group!r} must have a class. "
-                f"Received: counts={counts} and thresholds={thresholds}"
+                f"Received: counts={plain_counts} and thresholds={thresholds}"
             )
-        super().__init__(len(counts), ignore_class, name or f"{group}_shot_recall", dtype)
-        self.counts = counts
+        super().__init__(len(plain_counts), ignore_class, name or f"{group}_shot_recall", dtype)
+        self.counts = plain_counts
         self.group = group
         self.thresholds = validation.plain(thresholds)
         self._members = groups[group]

@@ -57,7 +57,9 @@ def class_counts(counts: ArrayLike | HasCounts, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def class_recalls(recalls: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
+def class_recalls(
+    recalls: Mapping[str, Sequence[float] | np.ndarray], ax: Axes | None = None
+) -> Axes:
     """Draws the recall of each class, for one or several models side by side.
 
     Args:
@@ -122,7 +124,7 @@ def confusion_matrix(
     """
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if class_names is None:
-        class_names = list(range(max(labels.max(), predicted.max()) + 1))
+        class_names = [str(k) for k in range(max(labels.max(), predicted.max()) + 1)]
     num_classes = len(class_names)
     classes = np.concatenate([labels, predicted])
     if labels.shape != predicted.shape or not np.isin(classes, range(num_classes)).all():
@@ -229,7 +231,7 @@ def accuracy_against_q(table: Sequence[Mapping[str, Any]], ax: Axes | None = Non
     gla, tau 1
     """
     ax = _axes(ax)
-    curves = {}
+    curves: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(table, key=lambda row: row["q"]):
         options = [f"{name} {row[name]}" for name in ("tau", "margins") if row[name]]
         curves.setdefault(", ".join([row["loss"], *options]), []).append(row)

@@ -14,6 +14,8 @@ from keras_balanced import validation
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from keras_balanced.validation import ClassMix
+
 __all__ = ["Surrogate", "gca_surrogate", "gla_surrogate"]
 
 
@@ -53,8 +55,8 @@ class Surrogate:
 
     def __init__(
         self,
-        priors: ArrayLike,
-        target_priors: ArrayLike | None = None,
+        priors: ClassMix,
+        target_priors: ClassMix | None = None,
         q: float = 0.0,
         shift: ArrayLike = 0.0,
         margins: ArrayLike = 1.0,
@@ -75,7 +77,7 @@ class Surrogate:
         """Number `L` of labels with a rate each; `None` for one rate, and for classes."""
         return len(self.priors) if self.priors.ndim > 1 else None
 
-    def check_target(self, target_priors: ArrayLike | None) -> np.ndarray:
+    def check_target(self, target_priors: ClassMix | None) -> np.ndarray:
         """Returns a target mix as probabilities in the shape of `priors`; uniform for `None`."""
         if target_priors is None:
             return np.full_like(self.priors, 1.0 / self.priors.shape[-1])
@@ -95,10 +97,10 @@ class Surrogate:
 
 
 def gla_surrogate(
-    priors: ArrayLike,
+    priors: ClassMix,
     q: float = 0.0,
     tau: float | None = None,
-    target_priors: ArrayLike | None = None,
+    target_priors: ClassMix | None = None,
     binary: bool = False,
 ) -> Surrogate:
     """Returns the `Surrogate` of GLA; arguments as in `gla_loss`, `binary` with positive rates."""
@@ -109,11 +111,11 @@ def gla_surrogate(
 
 
 def gca_surrogate(
-    priors: ArrayLike,
+    priors: ClassMix,
     q: float = 0.0,
     margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
     consistent: bool = False,
-    target_priors: ArrayLike | None = None,
+    target_priors: ClassMix | None = None,
     binary: bool = False,
 ) -> Surrogate:
     """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
