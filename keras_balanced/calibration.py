@@ -154,13 +154,13 @@ def estimate_target_priors(
         training_priors: Class mix in which these probabilities hold: `K` counts or probabilities,
             or an adapted `ClassPrior`.
         max_iterations: Number of steps after which to give up.
-        tolerance: Positive number, in nats an example.
+        tolerance: Positive number, in nats per example.
 
     Returns:
         The class mix, `(K,)` float64, which sums to 1. A class that seems absent has about 0.
 
     Raises:
-        ValueError: for probabilities that are none, or that do not tell the classes apart.
+        ValueError: for invalid probabilities, or such that do not tell the classes apart.
         RuntimeError: if the steps do not converge.
 
     Example:
@@ -225,7 +225,7 @@ def check_loss(model, loss):
         )
     if loss.surrogate.num_labels:
         raise ValueError(
-            "`loss` must have one class an example. Received: a loss of "
+            "`loss` must have one class per example. Received: a loss of "
             f"{loss.surrogate.num_labels} labels, of which an example can have several"
         )
     return loss
@@ -262,7 +262,7 @@ def check_model(model, loss):
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
     elif model.outputs[0].shape[1:] not in ((), (1,)):
         raise ValueError(
-            "`model` must have one logit an example for a binary loss. "
+            "`model` must have one logit per example for a binary loss. "
             f"Received: an output of shape {model.outputs[0].shape}"
         )
     return named

@@ -82,7 +82,7 @@ class PerClassReport(keras.callbacks.Callback):
         if num_classes < 2:
             raise ValueError(
                 "`PerClassReport` needs a model with an output for each class. "
-                "Received: a model with one output an example"
+                "Received: a model with one output per example"
             )
         self._recall = metrics.ClassRecall(num_classes, ignore_class=self.ignore_class)
 

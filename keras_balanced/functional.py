@@ -47,8 +47,9 @@ def gla_loss(
         ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
 
     Returns:
-        The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises where the
-        backend can (TensorFlow and PyTorch on a CPU) and gives NaN elsewhere.
+        The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
+        an error that names it on TensorFlow (on a CPU, without XLA) and PyTorch, and gives NaN
+        elsewhere.
 
     Raises:
         ValueError: for arguments or shapes that do not fit each other.
@@ -111,8 +112,9 @@ def gca_loss(
         ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
 
     Returns:
-        The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises where the
-        backend can (TensorFlow and PyTorch on a CPU) and gives NaN elsewhere.
+        The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
+        an error that names it on TensorFlow (on a CPU, without XLA) and PyTorch, and gives NaN
+        elsewhere.
 
     Raises:
         ValueError: for arguments or shapes that do not fit each other.

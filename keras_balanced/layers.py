@@ -37,7 +37,7 @@ class ClassPrior(keras.layers.Layer):
     priors = (positives + smoothing) / (examples + 2 smoothing)      # of each label: multi_label
     ```
 
-    Counts are exact up to 2**53 examples a class, on every backend, and saved bit for bit.
+    Counts are exact up to 2**53 examples per class, on every backend, and saved bit for bit.
 
     Args:
         num_classes: Number of classes `K`, at least 2; with `multi_label` of labels, at least 1.
@@ -55,7 +55,7 @@ class ClassPrior(keras.layers.Layer):
         **kwargs: `name` and `dtype` of the layer.
 
     Call arguments: integer labels of any shape. Returns the same shape in the layer's dtype, NaN
-    for a label that is none.
+    for an invalid label.
 
     Raises:
         ValueError: for bad arguments or labels, or if used before `adapt()`.
@@ -106,7 +106,7 @@ class ClassPrior(keras.layers.Layer):
         function or `dataset.map` when it is traced.
 
         Args:
-            data: Labels as an array, tensor or list, or what `fit` takes: a `tf.data.Dataset`,
+            data: Labels as an array, tensor or list, or whatever `fit` takes: a `tf.data.Dataset`,
                 `keras.utils.PyDataset`, PyTorch `DataLoader` or generator, whose elements are
                 labels, `(x, labels)` or `(x, labels, weights)`. Labels are integers in `[0, K)`
                 of any shape, or one-hot or soft targets `(..., K)` that sum to 1, in batches; with
@@ -116,7 +116,7 @@ class ClassPrior(keras.layers.Layer):
             steps: How many batches to read; needed where `data` has no end.
 
         Raises:
-            ValueError: for labels that are none, or no labels at all; the former counts stay.
+            ValueError: for invalid labels, or no labels at all; the former counts stay.
         """
         counts = np.zeros_like(self._counts)
         number, all_vectors = 0, not self.multi_label  # One-hot ones, that look like K labels.

@@ -371,7 +371,7 @@ class GCALoss(BalancedLoss):
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class BinaryGLALoss(GLALoss):
-    """Computes the GLA loss of one logit an example, or of independent labels.
+    """Computes the GLA loss of one logit per example, or of independent labels.
 
     It is `GLALoss` with two classes and the logits `(0, y_pred)`, for each label by itself.
 
@@ -396,7 +396,7 @@ class BinaryGLALoss(GLALoss):
             sigmoid is refused under `True` where Keras marks its output, as in `GLALoss`.
         ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
             denominator: labels that are not known.
-        reduction: As in every Keras loss; `None` gives one value a label.
+        reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
 
@@ -439,7 +439,7 @@ class BinaryGLALoss(GLALoss):
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class BinaryGCALoss(GCALoss):
-    """Computes the GCA loss of one logit an example, or of independent labels.
+    """Computes the GCA loss of one logit per example, or of independent labels.
 
     It is `GCALoss` with two classes and the logits `(0, y_pred)`, for each label by itself.
 
@@ -468,7 +468,7 @@ class BinaryGCALoss(GCALoss):
             sigmoid is refused under `True` where Keras marks its output, as in `GCALoss`.
         ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
             denominator: labels that are not known.
-        reduction: As in every Keras loss; `None` gives one value a label.
+        reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
 

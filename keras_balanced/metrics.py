@@ -152,7 +152,7 @@ class BalancedAccuracy(_RecallMetric):
         num_classes: Number of classes `K`, at least 2.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
-        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -196,7 +196,7 @@ class ClassRecall(_RecallMetric):
         class_id: The class whose recall is wanted. `None` (default) gives all, as `(K,)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
-        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`, or an unknown class.
@@ -248,7 +248,7 @@ class WorstClassRecall(_RecallMetric):
         num_classes: Number of classes `K`, at least 2.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
-        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -295,7 +295,7 @@ class GeometricMeanRecall(_RecallMetric):
         num_classes: Number of classes `K`, at least 2.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
-        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -347,7 +347,7 @@ def shot_groups(
         Dict of `"many"`, `"medium"` and `"few"` to `(K,)` arrays of booleans.
 
     Raises:
-        ValueError: for counts or thresholds that are none.
+        ValueError: for invalid counts or thresholds.
 
     Example:
 
@@ -390,7 +390,7 @@ class ShotRecall(_RecallMetric):
         thresholds: Two numbers of examples, the larger first. Defaults to `(100, 20)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric. Defaults to the group and `"_shot_recall"`.
-        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
 
     Raises:
         ValueError: for an unknown group, one without a class, or bad counts or thresholds.
@@ -450,7 +450,7 @@ class ShotRecall(_RecallMetric):
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class BinaryBalancedAccuracy(_RecallMetric):
-    """Computes the balanced accuracy of one logit or probability an example.
+    """Computes the balanced accuracy of one logit or probability per example.
 
     Formula:
 
@@ -465,10 +465,10 @@ class BinaryBalancedAccuracy(_RecallMetric):
             probabilities.
         ignore_class: Integer label, such as -1, that is not counted.
         name: Optional name of the metric.
-        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples a class exactly.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
 
     Raises:
-        ValueError: for a threshold that is no number, or shapes that do not fit.
+        ValueError: for an invalid threshold, or shapes that do not fit.
 
     Example:
 
@@ -536,15 +536,15 @@ class ClassCalibrationError(_ClassMetric):
     0 where each class comes up as often as its probabilities say. Compare like with like: the
     probabilities of `loss.posterior` are right for its target mix, here the mix of the examples
     (and of their `sample_weight`). In `compile` it sees the outputs of the model, which for a
-    balanced loss are no probabilities: update it with `loss.posterior(model.predict(x))`. With no
+    balanced loss are not probabilities: update it with `loss.posterior(model.predict(x))`. With no
     example the result is 0.
 
     Args:
         num_classes: Number of classes `K`, at least 2.
         num_bins: Number of bins of equal width in `[0, 1]`, at least 1.
         from_logits: Whether `y_pred` is logits, of which the softmax is taken. `False` (default)
-            is probabilities, as `loss.posterior` gives them: of a balanced loss the softmax is
-            none.
+            is probabilities, as `loss.posterior` gives them: the softmax of a balanced loss's
+            logits is not one.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums.
@@ -589,7 +589,7 @@ class ClassCalibrationError(_ClassMetric):
                 `(..., K)`. A label outside `[0, K)` that is not `ignore_class` makes the result
                 NaN.
             y_pred: Probabilities `(..., K)`, or logits with `from_logits`. A number outside
-                `[0, 1]` makes the result NaN: logits are no probabilities.
+                `[0, 1]` makes the result NaN: logits are not probabilities.
             sample_weight: Optional weights `(...)`, or of fewer leading axes.
         """
         y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)

@@ -114,7 +114,7 @@ def confusion_matrix(
 
     Raises:
         ImportError: where matplotlib is missing.
-        ValueError: for labels that are none, or of different numbers.
+        ValueError: for invalid labels, or different numbers of them.
 
     Example:
 
@@ -129,7 +129,7 @@ def confusion_matrix(
     classes = np.concatenate([labels, predicted])
     if labels.shape != predicted.shape or not np.isin(classes, range(num_classes)).all():
         raise ValueError(
-            f"`labels` and `predicted` must be classes in [0, {num_classes}), as many of each. "
+            f"`labels` and `predicted` must be classes in [0, {num_classes}), and equally many. "
             f"Received: {labels} and {predicted}"
         )
     counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
@@ -172,7 +172,7 @@ def reliability_diagram(
 
     Raises:
         ImportError: where matplotlib is missing.
-        ValueError: for logits, or labels that are no classes.
+        ValueError: for logits, or labels that are not classes.
 
     Example:
 

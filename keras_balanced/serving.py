@@ -1,6 +1,6 @@
 """Models for TF Serving: classes and calibrated probabilities, for any class mix.
 
-A model trained with a balanced loss gives logits whose softmax is no probability. `export` writes
+A model trained with a balanced loss gives logits whose softmax is not a probability. `export` writes
 a SavedModel that answers with the right ones, `calibrate` fits their temperature on held-out
 data, and `estimate_target_priors` finds the class mix of data without labels.
 """
@@ -200,7 +200,7 @@ def _archive(tf, model, named, loss, classes):
         logits = logits_of(inputs)["logits"]
         log_p = log_posterior(logits) / classes["temperature"]
         change = tf.cast(tf.math.log(target_priors) - tf.math.log(loss_target), log_p.dtype)
-        # One mix an example: the same at each of its positions.
+        # One mix per example: the same at each of its positions.
         positions = [1] * (log_p.shape.rank - 2)
         change = tf.reshape(change, [-1, *positions, len(classes["class_names"])])
         probabilities = tf.nn.softmax(log_p + change)

@@ -12,7 +12,7 @@ def shape_of_losses(y_pred, binary):
 
 
 def blank_labels(y_true, weights):
-    """Returns labels with 0 where their weight is 0: what is there is no one's business."""
+    """Returns labels with 0 where their weight is 0: such a label may be anything."""
     y_true = ops.convert_to_tensor(y_true)
     rank = len(weights.shape)
     if len(y_true.shape) == rank + 1 and y_true.shape[-1] == 1:
@@ -44,7 +44,7 @@ def check_classes(logits, num_classes):
     """Raises unless the last axis of `logits` has the classes."""
     shape = tuple(logits.shape)
     if not shape or shape[-1] not in (num_classes, None):
-        hint = " For one logit an example use the binary losses." if shape[-1:] == (1,) else ""
+        hint = " For one logit per example use the binary losses." if shape[-1:] == (1,) else ""
         raise ValueError(
             f"The last axis of `y_pred` must have the {num_classes} classes of `priors`. "
             f"Received: y_pred.shape={shape}.{hint}"

@@ -55,10 +55,10 @@ def check_integer(name, value, low=-math.inf, high=math.inf):
 
 def check_positive_vector(name, values, length=None):
     """Returns `values` as a `(K,)` float64 array of finite, positive numbers, `K >= 2`."""
-    vector = _as_array(name, values, "a 1-D vector of positive numbers, one a class")
+    vector = _as_array(name, values, "a 1-D vector of positive numbers, one per class")
     if vector.ndim != 1:
         raise ValueError(
-            f"`{name}` must be a 1-D vector of positive numbers, one a class. "
+            f"`{name}` must be a 1-D vector of positive numbers, one per class. "
             f"Received: {name}={values!r} of shape {vector.shape}"
         )
     if length is not None and len(vector) != length:
@@ -68,7 +68,7 @@ def check_positive_vector(name, values, length=None):
         )
     if len(vector) < 2:
         raise ValueError(
-            f"`{name}` must have at least 2 classes (for one logit an example there are the "
+            f"`{name}` must have at least 2 classes (for one logit per example there are the "
             f"binary losses). Received: {name}={values!r}"
         )
     bad = np.flatnonzero(~(np.isfinite(vector) & (vector > 0)))

@@ -104,5 +104,5 @@ def test_one_logit_is_refused(data):
     x, y, _ = data
     model = keras.Sequential([keras.Input((K,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="a model with one output an example"):
+    with pytest.raises(ValueError, match="a model with one output per example"):
         model.fit(x, y, callbacks=[callbacks.PerClassReport((x, y))], verbose=0)

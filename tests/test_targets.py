@@ -364,7 +364,7 @@ def test_mask_of_a_layer_covers_all_labels(rng):
     values = numpy(BinaryGLALoss(0.1, reduction=None)(np.maximum(y, 0), z))
     ours = BinaryGLALoss(0.1, ignore_class=-1)(y, Masked()(z))
     assert float(ours) == pytest.approx(values[kept].mean(), rel=1e-5)
-    # And that of one logit an example.
+    # And that of one logit per example.
     ours = BinaryGLALoss(0.1)(np.maximum(y[..., :1], 0), Masked()(z[..., :1]))
     values = numpy(BinaryGLALoss(0.1, reduction=None)(np.maximum(y[..., 0], 0), z[..., 0]))
     assert float(ours) == pytest.approx(values[z[..., 0] > 0].mean(), rel=1e-5)
