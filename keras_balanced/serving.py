@@ -1,7 +1,7 @@
 """Models for TF Serving: classes and calibrated probabilities, for any class mix.
 
-A model trained with a balanced loss gives logits whose softmax is not a probability. `export` writes
-a SavedModel that answers with the right ones, `calibrate` fits their temperature on held-out
+A model trained with a balanced loss gives logits whose softmax is not a probability. `export`
+writes a SavedModel that answers with the right ones, `calibrate` fits their temperature on held-out
 data, and `estimate_target_priors` finds the class mix of data without labels.
 """
 
