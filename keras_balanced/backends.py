@@ -43,12 +43,6 @@ def sparse_cross_entropy(labels, logits, num_classes):
     return ops.where(valid, losses, ops.full_like(losses, np.nan))
 
 
-def rematerialize(function):
-    """Returns `function` that computes again for its gradient what it would keep."""
-    # On PyTorch that saves nothing and takes ten times the time.
-    return function if name() == "torch" else keras.remat(function)
-
-
 def is_tf_symbol(tensor):
     """Returns whether a tensor belongs to a graph of `tf.data`."""
     return type(tensor).__name__ == "SymbolicTensor"

@@ -21,9 +21,6 @@ __all__ = ["calibrate", "estimate_target_priors"]
 TEMPERATURES = (0.01, 100.0)
 
 
-_MATRIX_ENTRIES = 2**24  # Of the `(K, K)` matrices of unequal margins, in memory at once.
-
-
 class _Calibration(NamedTuple):
     temperature: float
     before: dict
@@ -320,12 +317,6 @@ def _labelled(loss, y_pred, y_true, weights=None):
         weights = ops.convert_to_tensor(weights, dtype="float32")
         weights = ops.convert_to_numpy(targets.match_weights(weights, shape)).reshape(-1)
     logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]
-    rows = max(1, _MATRIX_ENTRIES // num_classes**2)
-    log_posterior = [
-        ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits[i : i + rows])))
-        for i in range(0, len(logits), rows)
-    ]
-    if not log_posterior:
-        log_posterior = [np.empty((0, num_classes))]
-    log_posterior = np.concatenate(log_posterior).astype("float64")
+    log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
+    log_posterior = log_posterior.astype("float64")
     return log_posterior, labels[kept].astype("int64"), weights[kept].astype("float64")

@@ -15,6 +15,8 @@ from keras import ops
 
 from keras_balanced import backends, targets
 
+_BLOCK = 2**25  # Numbers in the largest array of the posterior under margins.
+
 
 def as_logits(y_pred, surrogate, from_logits=True):
     """Returns predictions, logits or probabilities, as float32 or float64 logits."""
@@ -75,24 +77,16 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
 
 
 def _soft_loss(y_true, logits, surrogate):
-    losses = _psi(_cross_entropy_of_classes(logits, surrogate), surrogate.q)
-    return ops.sum(y_true * losses * _like(logits, surrogate.weights), axis=-1)
-
-
-def _cross_entropy_of_classes(logits, surrogate):
-    """Returns what the cross-entropy would be for each true class, `(..., K)`."""
     shift = _like(logits, surrogate.shift)
     if not _differ(surrogate.margins, 1.0):
-        return -ops.log_softmax(logits + shift)
-
-    def normalizer(inverse_margin, logits):
-        return ops.logsumexp(logits * inverse_margin + shift, axis=-1)
-
-    # One class at a time, and again for the gradient: all at once would take (..., K, K) memory.
-    normalizer = backends.rematerialize(normalizer)
-    inverse = _like(logits, 1.0 / surrogate.margins)
-    normalizers = ops.map(lambda r: normalizer(r, logits), inverse)
-    return ops.moveaxis(normalizers, 0, -1) - (logits * inverse + shift)
+        cross_entropies = -ops.log_softmax(logits + shift)
+    else:
+        inverse = _like(logits, 1.0 / surrogate.levels[:, None])
+        normalizers = ops.logsumexp(logits[..., None, :] * inverse + shift, axis=-1)
+        true = logits * _like(logits, 1.0 / surrogate.margins) + shift
+        cross_entropies = ops.take(normalizers, surrogate.level_of, axis=-1) - true
+    losses = _psi(cross_entropies, surrogate.q) * _like(logits, surrogate.weights)
+    return ops.sum(y_true * losses, axis=-1)
 
 
 def _binary_loss(y_true, logits, surrogate, ignore_class):
@@ -127,38 +121,97 @@ def log_posterior(logits, surrogate, target_priors):
     """
     if surrogate.binary:
         logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
-    shift = _like(logits, surrogate.shift)
-    if not _differ(surrogate.margins, 1.0):
-        log_s = ops.log_softmax(logits + shift)
-        log_u = log_s
+        log_u, log_s = _stationary_of_two(logits, surrogate)
+    elif not _differ(surrogate.margins, 1.0):
+        log_u = log_s = ops.log_softmax(logits + _like(logits, surrogate.shift))
     else:
-        inverse = _like(logits, 1.0 / surrogate.margins[..., :, None])
-        log_p = ops.log_softmax(logits[..., None, :] * inverse + shift[..., None, :])
-        log_s = ops.diagonal(log_p, axis1=-2, axis2=-1)
-        log_u = _log_stationary(log_p)
+        log_u, log_s = _in_blocks(lambda z: _stationary(z, surrogate), logits, surrogate)
     change = np.log(target_priors * surrogate.margins / surrogate.priors / surrogate.weights)
     return ops.log_softmax(log_u - surrogate.q * log_s + _like(logits, change))
 
 
-def _log_stationary(log_p, tolerance=1e-5, max_steps=1000):
-    """Returns `log u` for `u P = u`, for row-stochastic `P` `(..., K, K)`, by power iteration."""
-    p = ops.exp(log_p)
-    tiny = float(np.finfo(keras.backend.standardize_dtype(p.dtype)).tiny)
+def _stationary_of_two(logits, surrogate):
+    """Returns `log u`, where `u P = u`, and `log s`, both `(..., 2)`."""
+    inverse = _like(logits, 1.0 / surrogate.margins[..., :, None])
+    shift = _like(logits, surrogate.shift[..., None, :])
+    log_p = ops.log_softmax(logits[..., None, :] * inverse + shift)
+    log_u = ops.stack([log_p[..., 1, 0], log_p[..., 0, 1]], axis=-1)  # But for a constant.
+    return log_u, ops.stack([log_p[..., 0, 0], log_p[..., 1, 1]], axis=-1)
 
-    def step(u, _):
-        new = ops.matmul(u[..., None, :], p)[..., 0, :]
-        new = new / ops.sum(new, axis=-1, keepdims=True)
-        # Relative to each entry: `log_posterior` takes a small one to be as sure as a large one.
-        return new, ops.max(ops.abs(new - u) / ops.maximum(new, tiny))
 
-    u, _ = ops.while_loop(
-        lambda u, change: change > tolerance,
-        step,
-        (ops.mean(p, axis=-2), _like(p, 1.0)),
-        maximum_iterations=max_steps,
-    )
-    # The last step in log space: what underflows in `u` keeps its logarithm.
-    return ops.logsumexp(ops.log(ops.maximum(u, tiny))[..., :, None] + log_p, axis=-2)
+def _in_blocks(function, logits, surrogate):
+    """Returns `function(logits)`, of so many rows at once as `(rows, G, K)` numbers fit."""
+    num_classes, shape = len(surrogate.priors), ops.shape(logits)
+    rows = max(1, _BLOCK // (len(surrogate.levels) * num_classes))
+    flat = ops.reshape(logits, (-1, num_classes))
+    # A number of rows that is not known before it runs is that of a batch.
+    if not isinstance(flat.shape[0], int) or flat.shape[0] <= rows:
+        return function(logits)
+    parts = [function(flat[i : i + rows]) for i in range(0, flat.shape[0], rows)]
+    return [ops.reshape(ops.concatenate(part), shape) for part in zip(*parts, strict=True)]
+
+
+def _stationary(logits, surrogate):
+    """Returns `log u`, where `u P = u`, but for a constant, and `log s`, both `(..., K)`.
+
+    Classes of one margin have the same row of `P`. So the mass `U_g` of each of the `G` levels is
+    stationary too, under `Q[g, h]`, the sum of row `g` over the classes of level `h`; and
+    `u_k = sum_g U_g P_g[k]`.
+    """
+    level_of, shift = surrogate.level_of, surrogate.shift
+    num_levels = len(surrogate.levels)
+    members = [np.flatnonzero(level_of == g) for g in range(num_levels)]
+    # Members of each level, the first repeated up to one length: for the largest that is enough.
+    size = max(map(len, members))
+    padded = np.stack([np.resize(classes, size) for classes in members])
+    largest = ops.max(ops.take(logits, padded, axis=-1), axis=-1)  # (..., G), of a level
+    largest_shift = np.array([shift[classes].max() for classes in members])
+    inverse = _like(logits, 1.0 / surrogate.levels[:, None])
+
+    # Every level's sum has a term near 1, so nothing that counts is lost to underflow.
+    below = logits - ops.take(largest, level_of, axis=-1)
+    below = below[..., None, :] * inverse + _like(logits, shift - largest_shift[level_of])
+    of_level = _like(logits, np.eye(num_levels)[level_of])
+    log_q = ops.log(ops.matmul(ops.exp(below), of_level))
+    log_q = log_q + largest[..., None, :] * inverse + _like(logits, largest_shift)
+    normalizers = ops.logsumexp(log_q, axis=-1)  # (..., G), of a row
+    log_mass = _log_stationary(log_q - normalizers[..., None])
+
+    rows = (log_mass - normalizers)[..., None] + logits[..., None, :] * inverse
+    log_u = ops.logsumexp(rows, axis=-2) + _like(logits, shift)
+    true = logits * _like(logits, 1.0 / surrogate.margins) + _like(logits, shift)
+    return log_u, true - ops.take(normalizers, level_of, axis=-1)
+
+
+def _log_stationary(log_q):
+    """Returns `log u`, but for a constant, where `u Q = u` for row-stochastic `Q` `(..., G, G)`.
+
+    State reduction: the chain watched only while it is in the first `n` states, for falling `n`.
+    Nothing is subtracted, so small entries are as exact as large ones.
+
+    References:
+        - [Grassmann, Taksar and Heyman, 1985](https://doi.org/10.1287/opre.33.5.1107)
+    """
+    num_states = log_q.shape[-1]
+    state = ops.arange(num_states)
+    never = _like(log_q, 0.5 * float(np.finfo(keras.backend.standardize_dtype(log_q.dtype)).min))
+
+    def leave_out(step, log_q):
+        n = num_states - 1 - step
+        before = state < n
+        leave = ops.where(before, ops.take(log_q, n, axis=-2), never)
+        enter = ops.take(log_q, n, axis=-1) - ops.logsumexp(leave, axis=-1, keepdims=True)
+        watched = ops.logaddexp(log_q, enter[..., :, None] + leave[..., None, :])
+        watched = ops.where(ops.equal(state, n), enter[..., :, None], watched)
+        return ops.where(ops.logical_and(before[:, None], state <= n), watched, log_q)
+
+    def enter_from_those_before(n, log_u):
+        entered = ops.where(state < n, log_u + ops.take(log_q, n, axis=-1), never)
+        entered = ops.logsumexp(entered, axis=-1, keepdims=True)
+        return ops.where(ops.equal(state, n), entered, log_u)
+
+    log_q = ops.fori_loop(0, num_states - 1, leave_out, log_q)
+    return ops.fori_loop(1, num_states, enter_from_those_before, ops.zeros_like(log_q[..., 0]))
 
 
 def _psi(cross_entropy, q):

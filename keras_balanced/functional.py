@@ -96,8 +96,8 @@ def gca_loss(
 
     Args:
         y_true: Classes as integers `(...)` or `(..., 1)`, or one-hot or soft targets `(..., K)`,
-            whose loss is `sum_k y_true[k] * loss(class k)`. With margins such targets take `K`
-            times the time of integer classes.
+            whose loss is `sum_k y_true[k] * loss(class k)`. With margins such targets take a pass
+            over the logits for each different margin.
         y_pred: Logits `(..., K)`, float32 or float64 (half precision is computed in float32).
         priors: Class mix of the data that the model sees: `K` counts or probabilities, or an
             adapted `ClassPrior`.

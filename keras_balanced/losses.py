@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_balanced import backends, formula, surrogates, targets, validation
@@ -169,13 +170,16 @@ class BalancedLoss(keras.losses.Loss):
 
         Returns:
             Probabilities `(..., K)` that sum to 1; of binary losses the probability of each
-            positive label, in the shape of `y_pred`. Unequal margins take `(..., K, K)` memory.
+            positive label, in the shape of `y_pred`; of a NumPy array as one.
 
         Raises:
             ValueError: for shapes or priors that do not fit.
         """
         probabilities = ops.exp(self.log_posterior(self.logits(y_pred), target_priors))
-        return probabilities[..., 1] if self.surrogate.binary else probabilities
+        if self.surrogate.binary:
+            probabilities = probabilities[..., 1]
+        is_numpy = isinstance(y_pred, np.ndarray)
+        return ops.convert_to_numpy(probabilities) if is_numpy else probabilities
 
     def get_config(self) -> dict[str, Any]:
         names = [
@@ -304,7 +308,8 @@ class GCALoss(BalancedLoss):
         q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
         margins: Confidence margin of each class, normalised to mean 1. `"cube_root"` (default) is
             `(target_priors^2 / priors)^(1/3)`: for balanced accuracy a rare class gets a larger
-            one. `None` is equal margins: the class-weighted (generalized) cross-entropy. Or `K`
+            one. More than 64 different ones are rounded to levels 5% apart, at most 64 of them,
+            for the sake of `posterior` and soft targets. `None` is equal margins: the class-weighted (generalized) cross-entropy. Or `K`
             positive numbers.
         consistent: Whether to multiply the weights by the margins too.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
@@ -323,9 +328,8 @@ class GCALoss(BalancedLoss):
     outside `[0, K)` raises an error that names it on TensorFlow (on a CPU, without XLA) and
     PyTorch, and makes the loss NaN elsewhere, as NaN logits do; where it is masked or has weight
     0 it may be anything. Soft targets need not sum to 1.
-    With margins, one-hot and soft targets take `K` times the time of integers, and the memory of
-    a few `(..., K)` arrays (value and gradient; on PyTorch the gradient takes `(..., K, K)`); on
-    TensorFlow they have no second derivative.
+    With margins, one-hot and soft targets take time and memory of `(..., G, K)` for `G` different
+    margins: at most 64 by default.
 
     Raises:
         ValueError: for arguments out of their range, before anything trains.

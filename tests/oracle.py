@@ -22,6 +22,14 @@ def _true(values, y):
     return np.take_along_axis(values, np.asarray(y)[:, None], axis=-1)[:, 0]
 
 
+def rounded(rho):
+    """Margins on levels that differ by at most 5%, or on 64 of them."""
+    steps = np.log(rho / rho.min())
+    count = min(64, 2 + int(steps.max() / np.log(1.05)))
+    step = steps.max() / (count - 1)
+    return rho.min() * np.exp(step * np.rint(steps / step))
+
+
 def gla(y, z, priors, q=0.0, tau=None, target_priors=None):
     p = normalize(priors)
     t = normalize(np.ones(len(p)) if target_priors is None else target_priors)
@@ -36,6 +44,8 @@ def gca(y, z, priors, q=0.0, margins="cube_root", consistent=False, target_prior
         rho = np.ones(len(p))
     elif isinstance(margins, str):
         rho = (t**2 / p) ** (1 / 3)
+        if len(set(rho)) > 64:
+            rho = rounded(rho)
     else:
         rho = np.asarray(margins, "float64")
     rho = rho / rho.mean()
