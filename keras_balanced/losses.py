@@ -309,8 +309,8 @@ class GCALoss(BalancedLoss):
         margins: Confidence margin of each class, normalised to mean 1. `"cube_root"` (default) is
             `(target_priors^2 / priors)^(1/3)`: for balanced accuracy a rare class gets a larger
             one. More than 64 different ones are rounded to levels 5% apart, at most 64 of them,
-            for the sake of `posterior` and soft targets. `None` is equal margins: the class-weighted (generalized) cross-entropy. Or `K`
-            positive numbers.
+            for the sake of `posterior` and soft targets. `None` is equal margins: the
+            class-weighted (generalized) cross-entropy. Or `K` positive numbers.
         consistent: Whether to multiply the weights by the margins too.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. Logits are better: a

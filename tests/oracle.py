@@ -53,6 +53,26 @@ def gca(y, z, priors, q=0.0, margins="cube_root", consistent=False, target_prior
     return w[y] * psi(_true(log_softmax(np.asarray(z, "float64") / rho[y][:, None]), y), q)
 
 
+def logsumexp(values, axis):
+    largest = values.max(axis=axis, keepdims=True)
+    return np.squeeze(largest, axis) + np.log(np.exp(values - largest).sum(axis=axis))
+
+
+def log_posterior(z, priors, margins, weights, target, q=0.0):
+    """By the stationary distribution of the whole chain, `(B, K, K)`, by state reduction."""
+    margins = np.asarray(margins, "float64")
+    log_p = log_softmax(np.asarray(z, "float64")[:, None, :] / margins[:, None])
+    log_s, reduced, entered = np.einsum("bkk->bk", log_p), log_p, []
+    for n in range(len(margins) - 1, 0, -1):
+        enter = reduced[:, :n, n] - logsumexp(reduced[:, n, :n], -1)[:, None]
+        entered.append(enter)
+        reduced = np.logaddexp(reduced[:, :n, :n], enter[:, :, None] + reduced[:, n, None, :n])
+    log_u = np.zeros((len(z), 1))
+    for enter in reversed(entered):
+        log_u = np.concatenate([log_u, logsumexp(log_u + enter, -1)[:, None]], axis=-1)
+    return log_softmax(log_u - q * log_s + np.log(target * margins / (priors * weights)))
+
+
 def gradient(loss, z, step=1e-6):
     """Central differences of `loss(z)`, `(B,)`, by the logits of each example, `(B, K)`."""
     z = np.asarray(z, "float64")

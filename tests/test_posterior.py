@@ -5,17 +5,21 @@ import pathlib
 
 import keras
 import numpy as np
+import oracle
 import pytest
 from keras import ops
 
 from keras_balanced import (
+    BalancedLoss,
     BinaryGCALoss,
     BinaryGLALoss,
     GCALoss,
     GLALoss,
     LogitAdjustment,
+    Surrogate,
     formula,
 )
+from keras_balanced.surrogates import gca_surrogate
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX has no float64 unless it is switched on"
@@ -122,14 +126,83 @@ def test_posterior_at_large_logits_is_a_distribution(rng):
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1.0, rtol=1e-5)
 
 
-def test_stationary_distribution_equals_that_by_linear_algebra(rng):
-    p = rng.dirichlet(0.1 * np.ones(30), (20, 30))
-    log_p = np.log(np.maximum(p, 1e-30))
-    u = np.exp(ops.convert_to_numpy(formula._log_stationary(ops.convert_to_tensor(log_p))))
-    for u_i, p_i in zip(u, p, strict=True):
-        system = np.vstack([p_i.T - np.eye(30), np.ones(30)])
-        expected = np.linalg.lstsq(system, np.r_[np.zeros(30), 1.0], rcond=None)[0]
-        np.testing.assert_allclose(u_i / u_i.sum(), expected, atol=1e-5)
+def test_the_oracles_stationary_distribution_is_that_of_linear_algebra(rng):
+    margins, uniform = rng.uniform(0.5, 2.0, 12), np.full(12, 1 / 12)
+    z = rng.normal(0, 3, (5, 12))
+    ours = np.exp(oracle.log_posterior(z, uniform, margins, margins, uniform))
+    for row, z_i in zip(ours, z, strict=True):
+        p = np.exp(oracle.log_softmax(z_i / margins[:, None]))
+        system = np.vstack([p.T - np.eye(12), np.ones(12)])
+        expected = np.linalg.lstsq(system, np.r_[np.zeros(12), 1.0], rcond=None)[0]
+        np.testing.assert_allclose(row, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3])
+@pytest.mark.parametrize("scale", [1, 5, 30, 200])
+@pytest.mark.parametrize(("num_classes", "ratio"), [(2, 10), (10, 1e4), (100, 100), (400, 1e4)])
+def test_posterior_under_margins_is_exact(num_classes, ratio, scale, q, rng):
+    loss = GCALoss(ratio ** -np.linspace(0, 1, num_classes), q=q)
+    z = rng.normal(0, scale, (6, num_classes)).astype("float32")
+    ours = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(z)))
+    constants = loss.surrogate
+    expected = oracle.log_posterior(
+        z, constants.priors, constants.margins, constants.weights, constants.target_priors, q
+    )
+    counts = expected > np.log(1e-12)
+    assert counts.any(axis=-1).all()
+    np.testing.assert_allclose(np.exp(ours[counts] - expected[counts]), 1.0, rtol=2e-4)
+    first, second = np.sort(expected)[:, [-1, -2]].T
+    clear = first - second > 2e-4
+    np.testing.assert_array_equal(ours.argmax(-1)[clear], expected.argmax(-1)[clear])
+
+
+def test_posterior_of_margins_of_ones_own_and_a_shift(rng):
+    """Each as it is given, in any order of the classes; a shift moves the logits of every row."""
+    margins, shift = rng.choice([0.5, 1.0, 1.3, 2.0], 20), rng.normal(0, 2, 20)
+    weights = rng.uniform(0.5, 2.0, 20)
+    z = rng.normal(0, 3, (4, 20))
+    surrogate = Surrogate(np.ones(20), margins=margins, weights=weights, shift=shift)
+    ours = ops.convert_to_numpy(BalancedLoss(surrogate, dtype="float64").posterior(z))
+    for row, z_i in zip(ours, z, strict=True):
+        p = np.exp(oracle.log_softmax(z_i / margins[:, None] + shift))
+        system = np.vstack([p.T - np.eye(20), np.ones(20)])
+        u = np.linalg.lstsq(system, np.r_[np.zeros(20), 1.0], rcond=None)[0]
+        np.testing.assert_allclose(row, oracle.normalize(u * margins / weights), rtol=1e-8)
+
+
+def test_posterior_in_blocks_is_the_same(rng, monkeypatch):
+    loss = GCALoss(np.arange(1, 21))
+    z = rng.normal(0, 3, (2, 5, 20)).astype("float32")
+    whole = loss.posterior(z)
+    monkeypatch.setattr(formula, "_BLOCK", 3 * 20 * 20)  # Three rows.
+    np.testing.assert_allclose(loss.posterior(z), whole, rtol=1e-5)
+
+
+def test_posterior_of_numpy_is_numpy(rng):
+    z = rng.normal(size=(3, 1)).astype("float32")
+    for loss, logits in ((GCALoss([3, 1]), np.tile(z, 2)), (BinaryGLALoss(0.1), z)):
+        assert type(loss.posterior(logits)) is np.ndarray
+        assert type(loss.posterior(ops.convert_to_tensor(logits))) is not np.ndarray
+
+
+def test_margins_are_rounded_to_levels_where_there_are_many():
+    for num_classes, ratio in ((65, 2), (1000, 100), (8142, 1e4)):
+        priors = ratio ** -np.linspace(0, 1, num_classes)
+        exact = priors ** (-1 / 3)
+        surrogate = gca_surrogate(priors, consistent=True)
+        moved = surrogate.margins / surrogate.margins[0] / (exact / exact[0])
+        assert np.abs(np.log(moved)).max() <= np.log(1.0251)
+        assert len(surrogate.levels) <= 64
+        assert surrogate.margins.mean() == pytest.approx(1.0)
+        # The weights are those of the same margins.
+        expected = surrogate.margins / (num_classes * surrogate.priors)
+        np.testing.assert_allclose(surrogate.weights, expected)
+    few = np.arange(1.0, 65.0)
+    np.testing.assert_allclose(
+        gca_surrogate(few).margins, few ** (-1 / 3) / np.mean(few ** (-1 / 3)), rtol=1e-12
+    )
+    own = np.linspace(1, 2, 200)
+    np.testing.assert_allclose(gca_surrogate(np.ones(200), margins=own).margins, own / own.mean())
 
 
 @pytest.mark.parametrize("q", [0.0, 0.3])
