@@ -1,14 +1,14 @@
 """Searches for the loss, its q, tau and margins: with KerasTuner, or on one trained model."""
 
-try:
-    import keras_tuner  # noqa: F401
-except ImportError as error:
-    raise ImportError('Tuning needs KerasTuner: pip install "keras-balanced[tuner]"') from error
+import importlib
+from typing import TYPE_CHECKING
 
-from keras_balanced.tuning.folds import CrossValidation
 from keras_balanced.tuning.heads import FastSearch, fast_search
-from keras_balanced.tuning.hypermodel import BalancedHyperModel
-from keras_balanced.tuning.oracle import GridSearch, GridSearchOracle
+
+if TYPE_CHECKING:
+    from keras_balanced.tuning.folds import CrossValidation
+    from keras_balanced.tuning.hypermodel import BalancedHyperModel
+    from keras_balanced.tuning.oracle import GridSearch, GridSearchOracle, save_atomically
 
 __all__ = [
     "BalancedHyperModel",
@@ -17,4 +17,28 @@ __all__ = [
     "GridSearch",
     "GridSearchOracle",
     "fast_search",
+    "save_atomically",
 ]
+
+# Where the names are that need KerasTuner.
+_MODULES = {
+    "BalancedHyperModel": "hypermodel",
+    "CrossValidation": "folds",
+    "GridSearch": "oracle",
+    "GridSearchOracle": "oracle",
+    "save_atomically": "oracle",
+}
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import keras_tuner  # noqa: F401
+    except ImportError as error:
+        raise ImportError('Tuning needs KerasTuner: pip install "keras-balanced[tuner]"') from error
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

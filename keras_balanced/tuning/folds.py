@@ -1,9 +1,13 @@
 """Search by stratified cross-validation."""
 
+from __future__ import annotations
+
 import copy
 import json
 import os
 import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import keras
 import keras_tuner
@@ -11,13 +15,18 @@ import numpy as np
 
 from keras_balanced.tuning.heads import assign_folds, class_ids
 from keras_balanced.tuning.hypermodel import check_objective
-from keras_balanced.tuning.oracle import GridSearchOracle, mend
+from keras_balanced.tuning.oracle import Tuner, resumable
 from keras_balanced.validation import check_integer
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["CrossValidation"]
 
 _SHUFFLE_BUFFER = 10_000
 
 
-class CrossValidation(keras_tuner.Tuner):
+class CrossValidation(Tuner):
     """Searches by stratified k-fold cross-validation.
 
     The score of a trial is the mean over the folds of the objective on the fold held out, after
@@ -32,7 +41,8 @@ class CrossValidation(keras_tuner.Tuner):
     Args:
         oracle: What proposes the trials: a `keras_tuner.oracles.RandomSearchOracle`,
             `GridSearchOracle` or `BayesianOptimizationOracle` (Hyperband trains its trials in
-            pieces, and cannot be had here).
+            pieces, and cannot be had here). It is made to save in one piece; in place of
+            KerasTuner's `GridSearchOracle` comes ours, with the same settings.
         hypermodel: A `BalancedHyperModel`, or any other hypermodel that compiles the objective
             among its metrics.
         folds: Number of folds, at least 2.
@@ -55,7 +65,14 @@ class CrossValidation(keras_tuner.Tuner):
     3
     """
 
-    def __init__(self, oracle, hypermodel, folds=5, seed=0, **kwargs):
+    def __init__(
+        self,
+        oracle: keras_tuner.Oracle,
+        hypermodel: keras_tuner.HyperModel | Callable[..., keras.Model],
+        folds: int = 5,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
         if isinstance(oracle, keras_tuner.oracles.HyperbandOracle):
             raise ValueError(
                 "`oracle` must be that of a random, grid or Bayesian search. "
@@ -69,17 +86,10 @@ class CrossValidation(keras_tuner.Tuner):
             )
         self.folds = check_integer("folds", folds, low=2)
         self.seed = check_integer("seed", seed)
-        self._examples = None
-        if type(oracle) is keras_tuner.oracles.GridSearchOracle:
-            oracle.__class__ = GridSearchOracle  # Which only mends it.
-        super().__init__(oracle, hypermodel, **kwargs)
+        self._examples: _Arrays | _Dataset | None = None
+        super().__init__(resumable(oracle), hypermodel, **kwargs)
 
-    def reload(self):
-        super().reload()
-        if not self._is_worker():
-            mend(self.oracle)
-
-    def search(self, x, y=None, **fit_kwargs):
+    def search(self, x: Any, y: ArrayLike | None = None, **fit_kwargs: Any) -> None:
         """Searches. The arguments are those of `model.fit`.
 
         Args:
@@ -102,7 +112,7 @@ class CrossValidation(keras_tuner.Tuner):
                     f"Received: `{name}`"
                 )
         if hasattr(x, "element_spec"):
-            examples = _Dataset(x, fit_kwargs.pop("batch_size", 32))
+            examples: _Arrays | _Dataset = _Dataset(x, fit_kwargs.pop("batch_size", 32))
         else:
             examples = _Arrays(x, y, fit_kwargs.pop("sample_weight", None))
         counts = np.bincount(examples.labels, minlength=getattr(self.hypermodel, "num_classes", 0))
@@ -126,7 +136,7 @@ class CrossValidation(keras_tuner.Tuner):
             metrics[f"val_{name}_standard_error"] = float(error)
         return metrics
 
-    def load_model(self, trial):
+    def load_model(self, trial: keras_tuner.engine.trial.Trial) -> keras.Model:
         path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / "refitted.keras"
         if not path.exists():
             if self._examples is None:

@@ -1,9 +1,23 @@
-"""The distinct losses of a search."""
+"""The distinct losses of a search, and the models that fit them."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import keras
 import numpy as np
 
+from keras_balanced.backends import gives_probabilities, last_layer
 from keras_balanced.losses import GCALoss, GLALoss
 from keras_balanced.validation import check_number
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.validation import ClassMix
+
+__all__ = ["OPTION", "Q", "check_model", "loss_grid"]
 
 _LOSSES = {"gla": GLALoss, "gca": GCALoss}
 # What each loss has to choose beside q.
@@ -12,7 +26,13 @@ OPTION = {"gla": "tau", "gca": "margins"}
 Q = tuple(i / 10 for i in range(10))
 
 
-def loss_grid(priors, losses, q, tau, margins):
+def loss_grid(
+    priors: ClassMix,
+    losses: Sequence[Literal["gla", "gca"]],
+    q: Sequence[float],
+    tau: Sequence[float | None],
+    margins: Sequence[Literal["cube_root"] | ArrayLike | None],
+) -> dict[tuple[str, float, str], GLALoss | GCALoss]:
     """Returns a dict of `(loss, q, option)` to the loss: each distinct one, once."""
     for name, values in (("losses", losses), ("q", q), ("tau", tau), ("margins", margins)):
         if isinstance(values, str) or not np.iterable(values) or not len(values):
@@ -22,12 +42,13 @@ def loss_grid(priors, losses, q, tau, margins):
     unknown = [name for name in losses if name not in _LOSSES]
     if unknown:
         raise ValueError(f"`losses` must be of {list(_LOSSES)}. Received: losses={losses!r}")
-    options = {
+    options: dict[str, dict[str, dict]] = {
         "gla": {_tau_label(value): {"tau": value} for value in tau},
         "gca": {_margins_label(i, value): {"margins": value} for i, value in enumerate(margins)},
     }
     q = sorted({check_number("q", value, low=0.0, high=1.0) for value in q})
-    grid, seen = {}, set()
+    grid: dict[tuple[str, float, str], GLALoss | GCALoss] = {}
+    seen = set()
     for name in dict.fromkeys(losses):
         for value in q:
             for option, arguments in options[name].items():
@@ -45,6 +66,25 @@ def loss_grid(priors, losses, q, tau, margins):
             f"min(margins) / max(margins). Received: q={q}, margins={margins!r}"
         )
     return grid
+
+
+def check_model(model: keras.Model, num_classes: int) -> None:
+    """Raises `ValueError` for a model that does not give the logits of the classes."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`build` must return a `keras.Model`. Received: {model!r}")
+    layer = last_layer(model)
+    if gives_probabilities(layer):
+        raise ValueError(
+            "`build` must return a model that ends in logits: remove the activation of its last "
+            f"layer. Received: a model that ends in {layer.name!r}, with a softmax or sigmoid"
+        )
+    if model.built:
+        shape = model.output_shape
+        if not isinstance(shape, tuple) or shape[-1] != num_classes:
+            raise ValueError(
+                f"`build` must return a model with one logit for each of the {num_classes} "
+                f"classes of `priors`. Received: outputs of shape {shape}"
+            )
 
 
 def _tau_label(tau):

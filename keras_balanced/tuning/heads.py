@@ -1,6 +1,9 @@
 """Ranking losses by refitting the last layer of one trained model."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -8,35 +11,41 @@ from keras import ops
 
 from keras_balanced.backends import last_layer
 from keras_balanced.metrics import BalancedAccuracy
-from keras_balanced.tuning.grid import Q, loss_grid
-from keras_balanced.tuning.hypermodel import check_model
+from keras_balanced.tuning.grid import Q, check_model, loss_grid
 from keras_balanced.validation import check_integer
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.validation import ClassMix
+
+__all__ = ["FastSearch", "assign_folds", "class_ids", "fast_search"]
 
 
 class FastSearch(NamedTuple):
     """What `fast_search` found: the `table`, best first, the best `loss` and the `model`."""
 
-    table: list
+    table: list[dict[str, Any]]
     loss: keras.losses.Loss
     model: keras.Model | None
 
 
 def fast_search(
-    model,
-    train,
-    validation,
-    priors,
-    losses=("gla", "gca"),
-    q=Q,
-    tau=(None, 1.0),
-    margins=("cube_root", None),
-    folds=5,
-    steps=500,
-    batch_size=1024,
-    learning_rate=0.01,
-    refit=False,
-    seed=0,
-):
+    model: keras.Model,
+    train: Any,
+    validation: Any,
+    priors: ClassMix,
+    losses: Sequence[Literal["gla", "gca"]] = ("gla", "gca"),
+    q: Sequence[float] = Q,
+    tau: Sequence[float | None] = (None, 1.0),
+    margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
+    folds: int = 5,
+    steps: int = 500,
+    batch_size: int = 1024,
+    learning_rate: float = 0.01,
+    refit: bool = False,
+    seed: int = 0,
+) -> FastSearch:
     """Ranks losses by refitting only the last layer of one trained model, for all of them at once.
 
     The features, which the model hands to its last layer, are computed once and frozen. Heads for
@@ -243,11 +252,12 @@ def _features(extractor, data, num_classes, name):
     return x.astype("float32"), y
 
 
-def class_ids(labels):
+def class_ids(labels: np.ndarray) -> np.ndarray:
+    """Returns class ids `(N,)` of labels that are class ids or one-hot."""
     return (labels.argmax(axis=-1) if labels.shape[1:] > (1,) else labels.ravel()).astype("int64")
 
 
-def assign_folds(labels, folds, seed):
+def assign_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Returns the fold `(N,)` of each example: every class is spread evenly over the folds."""
     rng = np.random.default_rng(seed)
     fold_of = np.empty(len(labels), "int64")

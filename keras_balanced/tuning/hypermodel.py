@@ -1,15 +1,26 @@
 """A hypermodel that chooses the loss."""
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import keras_tuner
 
-from keras_balanced.backends import gives_probabilities, last_layer
 from keras_balanced.metrics import BalancedAccuracy
-from keras_balanced.tuning.grid import OPTION, Q, loss_grid
+from keras_balanced.tuning.grid import OPTION, Q, check_model, loss_grid
 from keras_balanced.tuning.oracle import choose
 from keras_balanced.validation import check_mix
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from keras_balanced.losses import GCALoss, GLALoss
+    from keras_balanced.validation import ClassMix
+
+__all__ = ["BalancedHyperModel", "check_objective"]
 
 
 class BalancedHyperModel(keras_tuner.HyperModel):
@@ -60,14 +71,14 @@ class BalancedHyperModel(keras_tuner.HyperModel):
 
     def __init__(
         self,
-        build,
-        priors,
-        losses=("gla", "gca"),
-        q=Q,
-        tau=(None, 1.0),
-        margins=("cube_root", None),
-        compile_kwargs=None,
-        seed=None,
+        build: Callable[..., keras.Model],
+        priors: ClassMix,
+        losses: Sequence[Literal["gla", "gca"]] = ("gla", "gca"),
+        q: Sequence[float] = Q,
+        tau: Sequence[float | None] = (None, 1.0),
+        margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
+        compile_kwargs: dict[str, Any] | None = None,
+        seed: int | None = None,
     ):
         if not callable(build):
             raise ValueError(
@@ -86,11 +97,11 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         super().__init__()
 
     @property
-    def objective(self):
+    def objective(self) -> keras_tuner.Objective:
         """The `keras_tuner.Objective` for every tuner: the largest `val_balanced_accuracy`."""
         return keras_tuner.Objective("val_balanced_accuracy", "max")
 
-    def loss(self, hp):
+    def loss(self, hp: keras_tuner.HyperParameters) -> GLALoss | GCALoss:
         """Returns the loss that hyperparameters choose, and adds to `hp` those that it lacks.
 
         Args:
@@ -99,7 +110,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         Returns:
             A `GLALoss` or `GCALoss`.
         """
-        options = {}
+        options: dict[str, dict[float, list[str]]] = {}
         for name, q, option in self.grid:
             options.setdefault(name, {}).setdefault(q, []).append(option)
         q_is_shared = len({tuple(of_q) for of_q in options.values()}) == 1
@@ -109,7 +120,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             q_name = "q" if q_is_shared else f"{name}_q"
             q = choose(hp, q_name, list(of_q), [] if q_is_shared else under_loss)
             # One hyperparameter for all q that have the same options.
-            qs_of = {}
+            qs_of: dict[tuple[str, ...], list[float]] = {}
             for value, choices in of_q.items():
                 qs_of.setdefault(tuple(choices), []).append(value)
             label = OPTION[name]
@@ -121,11 +132,15 @@ class BalancedHyperModel(keras_tuner.HyperModel):
                     point = (name, q, option)
         return self.grid[point]
 
-    def build(self, hp):
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
         model = self._user_build(hp)
-        check_model(model, self.num_classes)
+        try:
+            check_model(model, self.num_classes)
+        except ValueError as error:
+            # Which KerasTuner does not take for a failed trial.
+            raise keras_tuner.errors.FatalValueError(str(error)) from error
         arguments = keras.tree.map_structure(_fresh, self.compile_kwargs)
         if model.compiled:
             arguments.setdefault("optimizer", model.optimizer)
@@ -145,27 +160,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         return model.fit(*args, **kwargs)
 
 
-def check_model(model, num_classes):
-    if not isinstance(model, keras.Model):
-        raise keras_tuner.errors.FatalValueError(
-            f"`build` must return a `keras.Model`. Received: {model!r}"
-        )
-    layer = last_layer(model)
-    if gives_probabilities(layer):
-        raise keras_tuner.errors.FatalValueError(
-            "`build` must return a model that ends in logits: remove the activation of its last "
-            f"layer. Received: a model that ends in {layer.name!r}, with a softmax or sigmoid"
-        )
-    if model.built:
-        shape = model.output_shape
-        if not isinstance(shape, tuple) or shape[-1] != num_classes:
-            raise keras_tuner.errors.FatalValueError(
-                f"`build` must return a model with one logit for each of the {num_classes} "
-                f"classes of `priors`. Received: outputs of shape {shape}"
-            )
-
-
-def check_objective(objective):
+def check_objective(objective: Any) -> None:
     """Raises if an objective (or one of several) is a loss."""
     names = getattr(objective, "name_to_direction", [getattr(objective, "name", "")])
     losses = [name for name in names if name.endswith("loss")]

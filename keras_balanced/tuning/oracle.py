@@ -1,43 +1,76 @@
 """Everything that depends on how KerasTuner works inside."""
 
-import functools
+from __future__ import annotations
+
 import json
 import os
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras_tuner
+from keras_tuner.engine.base_tuner import BaseTuner
+
+__all__ = [
+    "GridSearch",
+    "GridSearchOracle",
+    "Tuner",
+    "choose",
+    "mend",
+    "resumable",
+    "save_atomically",
+]
+
+_Stateful: Any = keras_tuner.Oracle.__base__
+_ENDED = ("COMPLETED", "FAILED")
 
 
-def _save(self, fname):
-    """Saves the state of an oracle, trial or tuner in one piece."""
+def _write(stateful, fname):
     if "://" in str(fname):  # Not a local file.
-        return _save_in_place(self, fname)
-    part = f"{fname}.part"
-    text = json.dumps(self.get_state())
-    pathlib.Path(part).write_text(text)
+        return _Stateful.save(stateful, fname)
+    text = json.dumps(stateful.get_state())
+    part = pathlib.Path(f"{fname}.part")
+    part.write_text(text)
     os.replace(part, fname)
     return text
 
 
-_Stateful = keras_tuner.Oracle.__base__
-_save_in_place = _Stateful.save
-_Stateful.save = _save
+class _AtomicSave(_Stateful):
+    """Goes behind KerasTuner's class, whose `save` calls this one with the file's name."""
+
+    def save(self, fname):
+        return _write(self, fname)
 
 
-class GridSearchOracle(keras_tuner.oracles.GridSearchOracle):
-    """`keras_tuner.oracles.GridSearchOracle` that can be stopped, and loses no worker's grid.
+class _AtomicOracle(keras_tuner.Oracle, _AtomicSave):
+    @keras_tuner.synchronized  # Tuners that share an oracle all save it.
+    def save(self):
+        super().save()
 
-    KerasTuner's own forgets where in the grid it was: rerun after a stop it fails or ends early
-    ([keras-tuner #1055](https://github.com/keras-team/keras-tuner/issues/1055)). And where a worker
-    is lost, it lets the others wait for its trial.
+    def _save_trial(self, trial):
+        _write(trial, os.path.join(self._get_trial_dir(trial.trial_id), "trial.json"))
+
+
+class GridSearchOracle(_AtomicOracle):
+    """Grid search that can be stopped and go on, and loses no worker's part of the grid.
+
+    It proposes the first combination of active hyperparameters that no trial has had, so that it
+    needs to remember nothing but its trials. `keras_tuner.oracles.GridSearchOracle` forgets where
+    in the grid it was: rerun after a stop it fails or ends early
+    ([keras-tuner #1055](https://github.com/keras-team/keras-tuner/issues/1055)).
+
+    A hyperparameter may appear in some trials only, as `units_1` does for `num_layers` above 1: a
+    trial that ended without asking for it holds for all of its values. Meanwhile others wait with
+    what differs from a trial under way in such values only.
 
     Args:
         objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
         max_trials: The largest number of trials. `None` is the whole grid.
         seed: Seed of what KerasTuner draws; the grid has no chance in it.
         hyperparameters: Optional `keras_tuner.HyperParameters` to override or fix some.
-        tune_new_entries: Whether to search hyperparameters that `hyperparameters` lacks.
-        allow_new_entries: Whether a hypermodel may ask for such.
+        allow_new_entries: Whether a hypermodel may ask for hyperparameters that
+            `hyperparameters` lacks.
+        tune_new_entries: Whether to search such.
         max_retries_per_trial: How often to train a trial again that failed.
         max_consecutive_failed_trials: Failures in a row that end the search.
 
@@ -51,34 +84,122 @@ class GridSearchOracle(keras_tuner.oracles.GridSearchOracle):
     max
     """
 
-    def populate_space(self, trial_id):
-        response = super().populate_space(trial_id)
-        if response["status"] == "IDLE":
-            # Go on behind the trials under way: their workers may be gone.
-            self._populate_next = [trial.trial_id for trial in self.ongoing_trials.values()]
-            response = super().populate_space(trial_id)
-        return response
+    def __init__(
+        self,
+        objective: str | keras_tuner.Objective | Sequence | None = None,
+        max_trials: int | None = None,
+        seed: int | None = None,
+        hyperparameters: keras_tuner.HyperParameters | None = None,
+        allow_new_entries: bool = True,
+        tune_new_entries: bool = True,
+        max_retries_per_trial: int = 0,
+        max_consecutive_failed_trials: int = 3,
+    ):
+        super().__init__(
+            objective=objective,
+            max_trials=max_trials,
+            seed=seed,
+            hyperparameters=hyperparameters,
+            allow_new_entries=allow_new_entries,
+            tune_new_entries=tune_new_entries,
+            max_retries_per_trial=max_retries_per_trial,
+            max_consecutive_failed_trials=max_consecutive_failed_trials,
+        )
+        self._given = self.get_space()
+        # Names of the hyperparameters that only trials made known.
+        self._revealed: set[str] = set()
 
-    def reload(self):
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        searched = self._names()
+        tried: dict[frozenset, set] = {}  # The values of the trials, by the names that these have.
+        for trial in self.trials.values():
+            values = trial.hyperparameters.values
+            names = frozenset(values if self.tune_new_entries else searched & values.keys())
+            if trial.status not in _ENDED:
+                names -= self._revealed  # It may not use them.
+            tried.setdefault(names, set()).add(tuple(values[name] for name in names))
+        for values in _combinations(self.hyperparameters.space):
+            needed = values.keys() - self._revealed
+            if not any(
+                needed <= names <= values.keys() and tuple(values[name] for name in names) in rows
+                for names, rows in tried.items()
+            ):
+                return {"status": "RUNNING", "values": values}
+        # A trial under way may yet reveal a hyperparameter.
+        return {"status": "IDLE" if self.ongoing_trials else "STOPPED", "values": None}
+
+    def update_space(self, hyperparameters: keras_tuner.HyperParameters) -> None:
+        before = self._names()
+        super().update_space(hyperparameters)
+        if self.trials:
+            self._revealed |= self._names() - before
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "revealed": sorted(self._revealed)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        # KerasTuner's oracle does not say.
+        self._revealed = set(state.get("revealed", self._names()))
+
+    def reload(self) -> None:
         super().reload()
         mend(self)
-        # It saves neither its trials in the order of the grid nor those to go on from.
-        in_order = functools.cmp_to_key(
-            lambda a, b: self._compare(
-                self.trials[a].hyperparameters.values, self.trials[b].hyperparameters.values
-            )
-        )
-        self._ordered_ids = type(self._ordered_ids)()
-        for trial_id in sorted(self.trials, key=in_order):
-            self._ordered_ids.insert(trial_id)
-        self._populate_next = list(self.start_order)
+
+    def ask(self, populate):
+        """Returns the space that the script asks for now, and not that of its first run."""
+        self.hyperparameters = self._given.copy()
+        populate()
+        return self.get_space()
+
+    def renew_space(self, asked):
+        """Takes the space asked for, and beside it what only trials have revealed."""
+        self._revealed -= {hp.name for hp in asked.space}
+        asked.merge([hp for hp in self.hyperparameters.space if hp.name in self._revealed])
+        self.hyperparameters = asked
+
+    def _names(self):
+        return {hp.name for hp in self.hyperparameters.space}
+
+    def _record_values(self, trial):
+        hp = trial.hyperparameters
+        names = {p.name for p in hp.space}
+        if trial.status == "RUNNING":
+            # Without what was revealed, so that the trial shows whether it asks for it.
+            trial.hyperparameters = keras_tuner.HyperParameters()
+            trial.hyperparameters.merge([p for p in hp.space if p.name not in self._revealed])
+            trial.hyperparameters.values = hp.values
+            return
+        # Not `ensure_active_values`, which loses the value of a name that two hyperparameters
+        # have. A worker's trial comes with values of inactive ones.
+        kept = set() if trial.status == "COMPLETED" else hp.values.keys() - names
+        while unused := [n for n in hp.values if n not in kept and not hp.is_active(n)]:
+            for name in unused:
+                del hp.values[name]
 
 
-class GridSearch(keras_tuner.Tuner):
-    """Searches a whole grid: `keras_tuner.GridSearch` with the mended `GridSearchOracle`.
+class Tuner(keras_tuner.Tuner, _AtomicSave):
+    """`keras_tuner.Tuner` that brings its oracle up to date when it goes on."""
+
+    def reload(self):
+        if self._is_worker():
+            return super().reload()
+        if not isinstance(self.oracle, GridSearchOracle):
+            super().reload()
+            return mend(self.oracle)
+        # KerasTuner looks at the hypermodel in the first run only.
+        asked = self.oracle.ask(self._populate_initial_space)
+        super().reload()
+        self.oracle.renew_space(asked)
+
+
+class GridSearch(Tuner):
+    """Searches a whole grid: `keras_tuner.GridSearch` with our `GridSearchOracle`.
+
+    Rerun in the same directory, it runs what is missing, also of a grid that has grown.
 
     Args:
-        hypermodel: A `BalancedHyperModel`.
+        hypermodel: A `BalancedHyperModel`, or any other.
         objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
         max_trials: The largest number of trials. `None` is the whole grid.
         seed: Seed of what KerasTuner draws; the grid has no chance in it.
@@ -107,16 +228,16 @@ class GridSearch(keras_tuner.Tuner):
 
     def __init__(
         self,
-        hypermodel=None,
-        objective=None,
-        max_trials=None,
-        seed=None,
-        hyperparameters=None,
-        tune_new_entries=True,
-        allow_new_entries=True,
-        max_retries_per_trial=0,
-        max_consecutive_failed_trials=3,
-        **kwargs,
+        hypermodel: keras_tuner.HyperModel | Callable | None = None,
+        objective: str | keras_tuner.Objective | Sequence | None = None,
+        max_trials: int | None = None,
+        seed: int | None = None,
+        hyperparameters: keras_tuner.HyperParameters | None = None,
+        tune_new_entries: bool = True,
+        allow_new_entries: bool = True,
+        max_retries_per_trial: int = 0,
+        max_consecutive_failed_trials: int = 3,
+        **kwargs: Any,
     ):
         oracle = GridSearchOracle(
             objective=objective,
@@ -129,6 +250,59 @@ class GridSearch(keras_tuner.Tuner):
             max_consecutive_failed_trials=max_consecutive_failed_trials,
         )
         super().__init__(oracle, hypermodel, **kwargs)
+
+
+def save_atomically(
+    tuner_or_oracle: BaseTuner | keras_tuner.Oracle,
+) -> BaseTuner | keras_tuner.Oracle:
+    """Makes a tuner or oracle of KerasTuner write its files in one piece.
+
+    KerasTuner writes them in place, and a kill meanwhile loses the search. The tuners and the
+    oracle of this package need no call; no other tuner or oracle changes.
+
+    Args:
+        tuner_or_oracle: A `keras_tuner.Tuner`, whose oracle it takes with it, or an oracle.
+
+    Returns:
+        The same tuner or oracle.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+
+    >>> objective = keras_tuner.Objective("val_balanced_accuracy", "max")
+    >>> oracle = save_atomically(keras_tuner.oracles.RandomSearchOracle(objective))
+    >>> print(isinstance(oracle, keras_tuner.oracles.RandomSearchOracle))
+    True
+    """
+    kind = type(tuner_or_oracle)
+    if not isinstance(
+        tuner_or_oracle, (keras_tuner.Oracle, keras_tuner.engine.base_tuner.BaseTuner)
+    ):
+        raise ValueError(
+            f"`tuner_or_oracle` must be a tuner or an oracle. Received: {tuner_or_oracle!r}"
+        )
+    if not isinstance(tuner_or_oracle, _AtomicSave):
+        is_oracle = isinstance(tuner_or_oracle, keras_tuner.Oracle)
+        bases = (_AtomicOracle, kind) if is_oracle else (kind, _AtomicSave)
+        # A class of its own, since KerasTuner's belongs to others as well.
+        tuner_or_oracle.__class__ = type(kind.__name__, bases, {"__module__": kind.__module__})
+    if isinstance(getattr(tuner_or_oracle, "oracle", None), keras_tuner.Oracle):
+        save_atomically(tuner_or_oracle.oracle)  # A worker has a client in its place.
+    return tuner_or_oracle
+
+
+def resumable(oracle):
+    """Returns an oracle that a kill leaves whole: the same, or ours for KerasTuner's grid."""
+    if type(oracle) is not keras_tuner.oracles.GridSearchOracle:
+        return save_atomically(oracle)
+    settings = (
+        *("objective", "max_trials", "seed", "hyperparameters"),
+        *("allow_new_entries", "tune_new_entries"),
+        *("max_retries_per_trial", "max_consecutive_failed_trials"),
+    )
+    return GridSearchOracle(**{name: getattr(oracle, name) for name in settings})
 
 
 def choose(hp, name, values, conditions=()):
@@ -164,13 +338,35 @@ def mend(oracle):
     A trial is written just before the oracle is, and a chief writes a trial that ended as still
     under way: what the trials' own files say holds.
     """
+    under_way = []
     for trial_id, trial in sorted(oracle.trials.items()):
-        ended = trial.status in ("COMPLETED", "FAILED")
         if trial_id not in oracle.start_order:
             oracle.start_order.append(trial_id)
-        if ended and trial_id not in oracle.end_order:
+        if trial.status not in _ENDED:
+            under_way.append(trial_id)
+        elif trial_id not in oracle.end_order:
             oracle.end_order.append(trial_id)
-        if ended:
-            oracle._retry_queue = [other for other in oracle._retry_queue if other != trial_id]
-        elif trial_id not in oracle._retry_queue:
-            oracle._retry_queue.append(trial_id)
+            oracle.update_space(trial.hyperparameters)
+    oracle._retry_queue = under_way[::-1]  # It is taken from the end.
+
+
+def _combinations(space, values=None) -> Iterator[dict[str, Any]]:
+    """Yields the values of each combination of active hyperparameters, in a fixed order."""
+    values = values or {}
+    for hp in space:
+        # One becomes active when its parents have their values, in whatever order they come.
+        if hp.name not in values and all(parent.is_active(values) for parent in hp.conditions):
+            for value in _values(hp):
+                yield from _combinations(space, {**values, hp.name: value})
+            return
+    yield values
+
+
+def _values(hp):
+    """Returns the values of a hyperparameter, its default first."""
+    values = list(hp.values)
+    if isinstance(hp, keras_tuner.engine.hyperparameters.Int):
+        values = [int(value) for value in values]  # With `sampling="log"` they are floats.
+    if getattr(hp, "step", 0) is None:
+        values.sort()  # They come from a set.
+    return list(dict.fromkeys([hp.default, *values]))
