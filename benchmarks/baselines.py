@@ -24,7 +24,8 @@ def effective_number(counts, beta=0.9999):
         - [Cui et al., 2019](https://arxiv.org/abs/1901.05555)
     """
     weights = effective_weights(counts, beta)
-    return GCALoss(counts, margins=None, target_priors=np.asarray(counts) * weights)
+    target = np.asarray(counts) * weights
+    return GCALoss(counts, 0.0, margins=None, consistent=False, target_priors=target)
 
 
 def effective_weights(counts, beta=0.9999):

@@ -23,18 +23,21 @@ GRID = (0.0, 0.3, 0.6)
 LOSSES = {
     "cross-entropy": (lambda p, q: surrogates.gla_surrogate(p, q, tau=0.0), GRID[:1]),
     "generalized cross-entropy": (lambda p, q: surrogates.gla_surrogate(p, q, tau=0.0), GRID[1:]),
-    "logit-adjusted": (lambda p, q: surrogates.gla_surrogate(p, q), GRID[:1]),
-    "GLA": (lambda p, q: surrogates.gla_surrogate(p, q), GRID[1:]),
+    "logit-adjusted": (lambda p, q: surrogates.gla_surrogate(p, q, tau=None), GRID[:1]),
+    "GLA": (lambda p, q: surrogates.gla_surrogate(p, q, tau=None), GRID[1:]),
     "GLA, tau = 1": (lambda p, q: surrogates.gla_surrogate(p, q, tau=1.0), GRID[1:]),
-    "class-weighted": (lambda p, q: surrogates.gca_surrogate(p, q, margins=None), GRID),
-    "GCA": (lambda p, q: surrogates.gca_surrogate(p, q), GRID),
-    "GCA, consistent": (lambda p, q: surrogates.gca_surrogate(p, q, consistent=True), GRID),
+    "class-weighted": (lambda p, q: surrogates.gca_surrogate(p, q, None, consistent=False), GRID),
+    "GCA": (lambda p, q: surrogates.gca_surrogate(p, q, "cube_root", consistent=False), GRID),
+    "GCA, consistent": (
+        lambda p, q: surrogates.gca_surrogate(p, q, "cube_root", consistent=True),
+        GRID,
+    ),
     "GCA, consistent, margins p^(1/3)": (
         lambda p, q: surrogates.gca_surrogate(p, q, np.cbrt(p), consistent=True),
         GRID,
     ),
     "IMMAX": (
-        lambda p, q: surrogates.gca_surrogate(p, q, target_priors=p),
+        lambda p, q: surrogates.gca_surrogate(p, q, "cube_root", consistent=False, target_priors=p),
         GRID[:1],
     ),
 }

@@ -40,12 +40,13 @@ def losses():
     from keras_balanced import GCALoss, GLALoss
 
     counts = np.geomspace(1000, 10, NUM_CLASSES)
+    gca = {"margins": "cube_root", "consistent": False}
     return {
         "cross-entropy": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "GLA": GLALoss(counts),
-        "GCA": GCALoss(counts),
-        "GLA, q = 0.2": GLALoss(counts, q=0.2),
-        "GCA, q = 0.2": GCALoss(counts, q=0.2),
+        "GLA": GLALoss(counts, q=0.0, tau=None),
+        "GCA": GCALoss(counts, q=0.0, **gca),
+        "GLA, q = 0.2": GLALoss(counts, q=0.2, tau=None),
+        "GCA, q = 0.2": GCALoss(counts, q=0.2, **gca),
     }
 
 

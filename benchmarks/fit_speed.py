@@ -22,7 +22,7 @@ import tensorflow as tf
 CASES = {"quick": ("digits", 50), "cpu": ("cifar10", 100)}
 
 
-def measure(name, rounds):
+def measure(name, rounds, images_a_turn):
     recipe = accuracy.PROTOCOLS[name]
     dataset, ratio = CASES[name]
     (x, y), _ = accuracy.load(dataset, ratio, "exponential", 0, 0.0, recipe.size)
@@ -38,7 +38,7 @@ def measure(name, rounds):
     )
     stream = accuracy.stream(batches)
     batch = accuracy.without_autotuning(tf.data.Dataset.from_tensors(batches[0]).cache().repeat())
-    epochs = max(1, round(5000 / len(y)))
+    epochs = max(1, round(images_a_turn / len(y)))
 
     def images_of(data, images_per_epoch):
         model.fit(data, steps_per_epoch=steps_per_epoch, epochs=epochs, shuffle=False, verbose=0)
@@ -65,11 +65,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--protocols", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--images", type=int, default=5000, help="about so many a turn")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     args = parser.parse_args(argv)
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    cases = [measure(name, args.rounds) for name in args.protocols]
+    cases = [measure(name, args.rounds, args.images) for name in args.protocols]
     versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
     result = {"versions": versions, "python": platform.python_version(), "cases": cases}
     args.output.parent.mkdir(parents=True, exist_ok=True)

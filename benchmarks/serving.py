@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
 import c_loader
 
 BATCHES = (1, 128)
@@ -36,8 +36,9 @@ def export(directory):
     model = models.resnet((32, 32, 3), CLASSES, depth=8)
     model.export(directory / "bare", verbose=False)
     priors = np.geomspace(100, 1, CLASSES)
-    serving.export(model, directory / "gla", GLALoss(priors))
-    serving.export(model, directory / "gca", GCALoss(priors))
+    serving.export(model, directory / "gla", GLALoss(priors, q=0.0, tau=None))
+    gca = GCALoss(priors, q=0.0, margins="cube_root", consistent=False)
+    serving.export(model, directory / "gca", gca)
 
 
 def measure(directory, rounds):

@@ -19,10 +19,12 @@ from keras_balanced import ClassPrior, GCALoss, GLALoss, datasets, metrics, mode
 
 LOSSES = {
     "ce": lambda priors, args: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "weighted_ce": lambda priors, args: GCALoss(priors, margins=None),
+    "weighted_ce": lambda priors, args: GCALoss(priors, margins=None, consistent=False),
     "logit_adjusted": lambda priors, args: GLALoss(priors),
     "gla": lambda priors, args: GLALoss(priors, q=args.gla_q, tau=args.gla_tau),
-    "gca": lambda priors, args: GCALoss(priors, q=args.gca_q),
+    "gca": lambda priors, args: GCALoss(
+        priors, q=args.gca_q, margins="cube_root", consistent=False
+    ),
 }
 LEARNING_RATE = 0.1
 WARMUP_EPOCHS = 5

@@ -70,8 +70,11 @@ WAYS = {
     "class weights": (lambda prior: cross_entropy(), "sample_weight"),
     "focal": (lambda prior: Focal(alpha=0.25, from_logits=True), None),
     "oversampling": (lambda prior: cross_entropy(), "oversample"),
-    "GLA": (lambda prior: GLALoss(prior), None),
-    "GCA": (lambda prior: GCALoss(prior), None),
+    "GLA": (lambda prior: GLALoss(prior, q=0.0, tau=None), None),
+    "GCA": (
+        lambda prior: GCALoss(prior, q=0.0, margins="cube_root", consistent=False),
+        None,
+    ),
 }
 
 

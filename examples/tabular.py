@@ -58,8 +58,11 @@ WAYS = {
     "class_weight": (lambda rate: cross_entropy(), "class_weight"),
     "focal": (lambda rate: keras.losses.BinaryFocalCrossentropy(from_logits=True), None),
     "oversampling": (lambda rate: cross_entropy(), "oversample"),
-    "GLA": (lambda rate: BinaryGLALoss(rate), None),
-    "GCA": (lambda rate: BinaryGCALoss(rate), None),
+    "GLA": (lambda rate: BinaryGLALoss(rate, q=0.0, tau=None), None),
+    "GCA": (
+        lambda rate: BinaryGCALoss(rate, q=0.0, margins="cube_root", consistent=False),
+        None,
+    ),
 }
 
 

@@ -21,10 +21,10 @@ COUNTS = np.arange(12, 0, -1) * 3
 K, FEATURES, EXAMPLES, BATCH = len(COUNTS), 6, 96, 24
 LOSSES = {
     "ce": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "gla": lambda: GLALoss(COUNTS, q=0.3),
+    "gla": lambda: GLALoss(COUNTS, q=0.3, tau=None),
     "gla_ignore": lambda: GLALoss(COUNTS, ignore_class=-1),
-    "gca": lambda: GCALoss(COUNTS),
-    "gca_soft": lambda: GCALoss(COUNTS, q=0.2),
+    "gca": lambda: GCALoss(COUNTS, margins="cube_root", consistent=False),
+    "gca_soft": lambda: GCALoss(COUNTS, q=0.2, margins="cube_root", consistent=False),
     "binary_gca": lambda: BinaryGCALoss(np.full(K, 0.2)),
 }
 

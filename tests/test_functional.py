@@ -9,16 +9,18 @@ from keras import ops
 from keras_balanced import gca_loss, gla_loss
 
 GRID = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-# Each loss with each kind of setting: ours, the oracle's, arguments.
+CUBE_ROOT = {"margins": "cube_root", "consistent": False}
+# Each loss with each kind of setting, in full so that none follows a default: ours, the oracle's,
+# arguments.
 SETTINGS = {
-    "gla": (gla_loss, oracle.gla, {}),
+    "gla": (gla_loss, oracle.gla, {"tau": None}),
     "gla tau": (gla_loss, oracle.gla, {"tau": 1.0}),
-    "gla target": (gla_loss, oracle.gla, {"target_priors": "linear"}),
-    "gca": (gca_loss, oracle.gca, {}),
-    "gca consistent": (gca_loss, oracle.gca, {"consistent": True}),
-    "gca no margins": (gca_loss, oracle.gca, {"margins": None}),
-    "gca vector": (gca_loss, oracle.gca, {"margins": "linear"}),
-    "gca target": (gca_loss, oracle.gca, {"target_priors": "linear"}),
+    "gla target": (gla_loss, oracle.gla, {"tau": None, "target_priors": "linear"}),
+    "gca": (gca_loss, oracle.gca, CUBE_ROOT),
+    "gca consistent": (gca_loss, oracle.gca, {**CUBE_ROOT, "consistent": True}),
+    "gca no margins": (gca_loss, oracle.gca, {**CUBE_ROOT, "margins": None}),
+    "gca vector": (gca_loss, oracle.gca, {**CUBE_ROOT, "margins": "linear"}),
+    "gca target": (gca_loss, oracle.gca, {**CUBE_ROOT, "target_priors": "linear"}),
 }
 
 

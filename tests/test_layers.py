@@ -274,12 +274,12 @@ def test_balanced_weights_average_to_one():
 
 def test_class_ids_survive_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    labels = np.repeat(np.arange(1000), np.arange(1, 1001))
+    # Neighbours differ by more than bfloat16 rounds, which holds no odd number above 256.
+    counts = np.tile([1, 3], 500)
     prior = ClassPrior(1000)
-    prior.adapt(labels)
+    prior.adapt(np.repeat(np.arange(1000), counts))
     output = ops.convert_to_numpy(ops.cast(prior(np.array([256.0, 257.0, 999.0])), "float32"))
-    np.testing.assert_allclose(output, np.array([257, 258, 1000]) / labels.size, rtol=1e-2)
-    assert len(set(output)) == 2 or output[0] < output[1]
+    np.testing.assert_allclose(output, np.array([1, 3, 3]) / 2000, rtol=1e-2)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="dataset.map is TensorFlow's")

@@ -22,8 +22,8 @@ from keras_balanced import (
 
 PRIORS = [6.0, 3.0, 1.0]
 LOSSES = {
-    "gla": GLALoss(PRIORS, q=0.3),
-    "gca": GCALoss(PRIORS, q=0.3),
+    "gla": GLALoss(PRIORS, q=0.3, tau=None),
+    "gca": GCALoss(PRIORS, q=0.3, margins="cube_root", consistent=False),
 }
 # Every argument away from its default, where it has a second legal value.
 SHARED = {"from_logits": False, "ignore_class": 255, "reduction": "sum", "name": "other"}
@@ -170,6 +170,24 @@ def test_softmax_model_trains_as_its_logits(loss, rng):
         model.compile("sgd", loss=type(loss)(**{**config, "from_logits": from_logits}))
         model.fit(x, y, epochs=3, shuffle=False, verbose=0)
     np.testing.assert_allclose(logits.get_weights()[0], softmax.get_weights()[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3])
+def test_a_tiny_probability_counts_in_full(q, gradient):
+    """What a softmax or sigmoid gives to a wrong, confident example, far below 1e-7."""
+    p = np.array([[1e-20, 1.0]], "float32")
+    z = np.log(p.astype("float64"))
+    tiny = np.array([1e-20], "float32")
+    for loss_class, formula in ((GLALoss, oracle.gla), (GCALoss, oracle.gca)):
+        loss = loss_class([2, 1], q=q, from_logits=False)
+        assert float(loss([0], p)) == pytest.approx(formula([0], z, [2, 1], q=q)[0], rel=1e-5)
+        assert gradient(lambda p, loss=loss: loss(np.array([0]), p), p)[0, 0] < 0
+    for loss_class, formula in ((BinaryGLALoss, oracle.gla), (BinaryGCALoss, oracle.gca)):
+        loss = loss_class(0.25, q=q, from_logits=False)
+        pair = np.array([[0.0, z[0, 0]]])
+        expected = formula([1], pair, [0.75, 0.25], q=q)[0]
+        assert float(loss(np.ones(1), tiny)) == pytest.approx(expected, rel=1e-5)
+        assert gradient(lambda p, loss=loss: loss(np.ones(1), p), tiny)[0] < 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16"])

@@ -11,8 +11,19 @@ from keras import ops
 
 from keras_balanced import GCALoss, GLALoss, gca_loss, gla_loss
 
-LOSSES = {"gla": gla_loss, "gca": gca_loss, "gca inconsistent": gca_loss}
-ARGUMENTS = {"gla": {}, "gca": {}, "gca inconsistent": {"consistent": False}}
+# Every setting in full: none of them may follow a default.
+LOSSES = {
+    "gla": (gla_loss, oracle.gla, GLALoss, {"tau": None}),
+    "gla, tau = 1": (gla_loss, oracle.gla, GLALoss, {"tau": 1.0}),
+    "gca": (gca_loss, oracle.gca, GCALoss, {"margins": "cube_root", "consistent": False}),
+    "gca, consistent": (
+        gca_loss,
+        oracle.gca,
+        GCALoss,
+        {"margins": "cube_root", "consistent": True},
+    ),
+    "gca, equal margins": (gca_loss, oracle.gca, GCALoss, {"margins": None, "consistent": False}),
+}
 
 
 def floats(low, high):
@@ -41,7 +52,8 @@ def each_loss(test):
 
 
 def values(name, y, z, priors, q):
-    return ops.convert_to_numpy(LOSSES[name](y, z, priors, q=q, **ARGUMENTS[name]))
+    function, _, _, arguments = LOSSES[name]
+    return ops.convert_to_numpy(function(y, z, priors, q=q, **arguments))
 
 
 def close(ours, expected, scale):
@@ -51,12 +63,13 @@ def close(ours, expected, scale):
 def scale_of(name, priors):
     """The largest weight: float32 errors of the logits come out multiplied by it."""
     priors = priors / priors.sum()
-    weights = 1 / (len(priors) * priors)
-    if name == "gla":
+    if name.startswith("gla"):
         return 1.0
-    margins = np.cbrt(1 / priors)
+    arguments = LOSSES[name][-1]
+    margins = np.cbrt(1 / priors) if arguments["margins"] else np.ones(len(priors))
     margins /= margins.mean()
-    return (weights * (margins if name == "gca" else 1) / margins).max()
+    weights = (margins if arguments["consistent"] else 1) / (len(priors) * priors)
+    return (weights / margins).max()
 
 
 @each_loss
@@ -95,10 +108,9 @@ def test_falls_as_the_true_logit_rises(name, problem):
 def test_rows_of_the_gradient_sum_to_zero(name, rng, gradient):
     z = rng.normal(0, 5, (32, 10)).astype("float32")
     y = rng.integers(0, 10, 32)
+    function, _, _, arguments = LOSSES[name]
     for q in (0.0, 0.5):
-        rows = gradient(
-            lambda z, q=q: LOSSES[name](y, z, np.arange(1, 11), q=q, **ARGUMENTS[name]), z
-        )
+        rows = gradient(lambda z, q=q: function(y, z, np.arange(1, 11), q=q, **arguments), z)
         np.testing.assert_allclose(rows.sum(axis=-1), 0, atol=1e-5)
         assert (rows[np.arange(32), y] <= 0).all()
 
@@ -109,9 +121,9 @@ def test_many_classes(name, rng):
     z = rng.standard_normal((4, num_classes)).astype("float32")
     y = np.array([0, 1, num_classes - 2, num_classes - 1])
     priors = 100.0 ** -np.linspace(0, 1, num_classes)
-    theirs = oracle.gla if name == "gla" else oracle.gca
+    _, theirs, _, arguments = LOSSES[name]
     for q in (0.0, 0.3):
-        expected = theirs(y, z, priors, q=q, **ARGUMENTS[name])
+        expected = theirs(y, z, priors, q=q, **arguments)
         np.testing.assert_allclose(values(name, y, z, priors, q), expected, rtol=1e-4)
 
 
@@ -121,14 +133,13 @@ def test_float64(name, rng):
     z = rng.normal(0, 10, (32, 10))
     y = rng.integers(0, 10, 32)
     priors = np.arange(1, 11)
-    theirs = oracle.gla if name == "gla" else oracle.gca
+    _, theirs, cls, arguments = LOSSES[name]
     for q in (0.0, 1e-8, 0.5, 0.99):
-        expected = theirs(y, z, priors, q=q, **ARGUMENTS[name])
+        expected = theirs(y, z, priors, q=q, **arguments)
         np.testing.assert_allclose(values(name, y, z, priors, q), expected, rtol=1e-9)
-    cls = GLALoss if name == "gla" else GCALoss
     # Each value: Keras's own mean is in float32 on PyTorch.
-    loss = cls(priors, dtype="float64", reduction=None, **ARGUMENTS[name])
-    expected = theirs(y, z, priors, **ARGUMENTS[name])
+    loss = cls(priors, dtype="float64", reduction=None, **arguments)
+    expected = theirs(y, z, priors, **arguments)
     np.testing.assert_allclose(ops.convert_to_numpy(loss(y, z)), expected, rtol=1e-9)
 
 

@@ -26,9 +26,9 @@ exports = pytest.mark.skipif(
 )
 PRIORS = [0.7, 0.2, 0.1]
 LOSSES = {
-    "gla": lambda: GLALoss(PRIORS, q=0.3),
-    "gca": lambda: GCALoss(PRIORS, target_priors=[1, 2, 3]),
-    "weighted": lambda: GCALoss(PRIORS, q=0.2, margins=None),
+    "gla": lambda: GLALoss(PRIORS, q=0.3, tau=None),
+    "gca": lambda: GCALoss(PRIORS, margins="cube_root", consistent=False, target_priors=[1, 2, 3]),
+    "weighted": lambda: GCALoss(PRIORS, q=0.2, margins=None, consistent=False),
 }
 MIXES = {"target of the loss": None, "training": PRIORS, "counts": [10, 30, 60]}
 
@@ -261,7 +261,9 @@ def test_a_reader_never_sees_half_a_model(tmp_path):
     seen, stop = [], threading.Event()
 
     def read():
-        while not stop.is_set():
+        last = False
+        while not last:
+            last = stop.is_set()  # It reads once more, should it only now have its turn.
             for version in tmp_path.glob("[0-9]*"):
                 seen.append({file.name for file in version.rglob("*")})
 
@@ -449,6 +451,22 @@ def test_every_form_of_held_out_data_calibrates_the_same(rng):
         assert found.after == pytest.approx(expected.after, rel=1e-3)
     model.compile(loss=loss)
     assert serving.calibrate(model, None, (x, y)).temperature == expected.temperature
+
+
+def test_many_rows_of_many_classes_calibrate_as_few_at_a_time_do(rng):
+    """Of 400 classes it takes 104 rows at once."""
+    y = rng.integers(0, 400, 250)
+    z = (rng.normal(size=(250, 400)) + 4 * np.eye(400)[y]).astype("float32")
+    model = keras.Sequential([keras.Input((400,)), keras.layers.Rescaling(3.0)])
+    loss = GLALoss(np.ones(400))
+    order = np.concatenate([np.arange(i, 250, 4) for i in range(4)])  # Of `Batches`.
+    found = serving.calibrate(model, loss, (z[order], y[order]))
+    expected = serving.calibrate(model, loss, Batches(z, y))
+    assert found.temperature == pytest.approx(expected.temperature, rel=1e-4)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_allclose(
+        found.probabilities["after"], expected.probabilities["after"], rtol=1e-3, atol=1e-6
+    )
 
 
 def test_one_logit_calibrates_as_two(rng):

@@ -10,8 +10,8 @@ from keras_balanced import BinaryGCALoss, BinaryGLALoss, GCALoss, GLALoss, gca_l
 K = 4
 PRIORS = [8.0, 4.0, 2.0, 1.0]
 LOSSES = {
-    "gla": lambda **kwargs: GLALoss(PRIORS, q=0.3, **kwargs),
-    "gca": lambda **kwargs: GCALoss(PRIORS, q=0.1, **kwargs),
+    "gla": lambda **kwargs: GLALoss(PRIORS, q=0.3, tau=None, **kwargs),
+    "gca": lambda **kwargs: GCALoss(PRIORS, q=0.1, margins="cube_root", consistent=False, **kwargs),
 }
 SHAPES = [(), (6,), (6, 5), (6, 5, 3)]
 
@@ -340,6 +340,50 @@ def test_columns_do_not_broadcast(binary, shapes, rng):
     loss = binary(0.1, reduction=None)
     ours = numpy(loss(y.reshape(shapes[0]), z.reshape(shapes[1])))
     np.testing.assert_array_equal(ours, numpy(loss(y, z)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="dynamic shapes")
+@pytest.mark.parametrize("binary", [BinaryGLALoss, BinaryGCALoss])
+def test_columns_do_not_broadcast_where_shapes_are_unknown(binary, rng):
+    """Labels of some (None, None) beside logits of (None, 3): as by themselves, or refused."""
+    import tensorflow as tf
+
+    y, z = rng.integers(0, 2, (8, 3)), rng.standard_normal((8, 3)).astype("float32")
+    loss = binary([0.1, 0.2, 0.3], reduction=None)
+    signature = [tf.TensorSpec((None, None)), tf.TensorSpec((None, 3))]
+    function = tf.function(lambda y, z: loss(y, z), input_signature=signature)
+    np.testing.assert_allclose(numpy(function(y.astype("float32"), z)), numpy(loss(y, z)), 1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        function(y[:, :1].astype("float32"), z)
+
+
+@pytest.mark.parametrize("binary", [BinaryGLALoss, BinaryGCALoss])
+@pytest.mark.parametrize("shape", [(8,), (8, 3)])
+def test_nan_logits_of_unknown_labels_stay_there(binary, shape, rng, gradient):
+    y = rng.integers(0, 2, shape)
+    y[:2] = -1
+    z = rng.standard_normal(shape).astype("float32")
+    spoilt = np.where(y == -1, np.float32(np.nan), z)
+    loss = binary(np.full(shape[1:], 0.2) if shape[1:] else 0.2, ignore_class=-1)
+    assert float(loss(y, spoilt)) == float(loss(y, z))
+    np.testing.assert_array_equal(
+        gradient(lambda z: loss(y, z), spoilt), gradient(lambda z: loss(y, z), z)
+    )
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", None])
+@pytest.mark.parametrize("name", [*LOSSES, "binary gla", "binary gca"])
+def test_a_column_of_weights_is_a_vector_of_them(name, reduction, rng):
+    y, z = batch(rng, (6,))
+    if name in LOSSES:
+        loss = LOSSES[name](reduction=reduction)
+    else:
+        y, z = y % 2, z[:, 0]
+        loss = {"binary gla": BinaryGLALoss, "binary gca": BinaryGCALoss}[name](
+            0.2, reduction=reduction
+        )
+    w = rng.random(6).astype("float32")
+    np.testing.assert_array_equal(numpy(loss(y, z, w[:, None])), numpy(loss(y, z, w)))
 
 
 @pytest.mark.parametrize("binary", [BinaryGLALoss, BinaryGCALoss])
