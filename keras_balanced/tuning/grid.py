@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from keras_balanced.backends import gives_probabilities, last_layer
-from keras_balanced.losses import GCALoss, GLALoss
-from keras_balanced.validation import check_number
+from keras_balanced.losses import BalancedLoss, GCALoss, GLALoss
+from keras_balanced.validation import check_mix, check_number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -28,38 +28,51 @@ Q = tuple(i / 10 for i in range(10))
 
 def loss_grid(
     priors: ClassMix,
-    losses: Sequence[Literal["gla", "gca"]],
+    losses: Sequence[Literal["gla", "gca"] | BalancedLoss],
     q: Sequence[float],
     tau: Sequence[float | None],
     margins: Sequence[Literal["cube_root"] | ArrayLike | None],
-) -> dict[tuple[str, float, str], GLALoss | GCALoss]:
+) -> dict[tuple[str, float, str], BalancedLoss]:
     """Returns a dict of `(loss, q, option)` to the loss: each distinct one, once."""
     for name, values in (("losses", losses), ("q", q), ("tau", tau), ("margins", margins)):
         if isinstance(values, str) or not np.iterable(values) or not len(values):
             raise ValueError(
                 f"`{name}` must be a list of at least one value. Received: {name}={values!r}"
             )
-    unknown = [name for name in losses if name not in _LOSSES]
-    if unknown:
-        raise ValueError(f"`losses` must be of {list(_LOSSES)}. Received: losses={losses!r}")
+    own = [loss for loss in losses if isinstance(loss, BalancedLoss)]
+    names = [loss for loss in losses if not isinstance(loss, BalancedLoss)]
+    if not all(name in _LOSSES for name in names):
+        raise ValueError(
+            f"`losses` must be of {list(_LOSSES)}, or a `BalancedLoss`. Received: losses={losses!r}"
+        )
     options: dict[str, dict[str, dict]] = {
         "gla": {_tau_label(value): {"tau": value} for value in tau},
         "gca": {_margins_label(i, value): {"margins": value} for i, value in enumerate(margins)},
     }
     q = sorted({check_number("q", value, low=0.0, high=1.0) for value in q})
-    grid: dict[tuple[str, float, str], GLALoss | GCALoss] = {}
+    grid: dict[tuple[str, float, str], BalancedLoss] = {}
     seen = set()
-    for name in dict.fromkeys(losses):
+    for name in dict.fromkeys(names):
         for value in q:
             for option, arguments in options[name].items():
                 loss = _LOSSES[name](priors, q=value, **arguments)
                 rho = loss.surrogate.margins
-                if rho is not None and value >= rho.min() / rho.max() and rho.min() < rho.max():
+                if value >= rho.min() / rho.max() and rho.min() < rho.max():
                     continue
                 key = _identity(loss.surrogate)
                 if key not in seen:
                     seen.add(key)
                     grid[name, value, option] = loss
+    num_classes = len(check_mix("priors", priors))
+    for loss in own:
+        if loss.surrogate.priors.shape != (num_classes,) or (loss.name, loss.surrogate.q) in {
+            key[:2] for key in grid
+        }:
+            raise ValueError(
+                f"A loss among `losses` must have the {num_classes} classes of `priors`, and a "
+                f"`name` of its own. Received: {loss!r} named {loss.name!r}"
+            )
+        grid[loss.name, loss.surrogate.q, "as given"] = loss
     if not grid:
         raise ValueError(
             "No loss is left to search: with unequal margins `q` must be less than "
@@ -99,13 +112,5 @@ def _margins_label(i, margins):
 
 def _identity(surrogate):
     """Returns what two surrogates share if, and only if, they are the same loss."""
-    ones = np.ones(len(surrogate.priors))
-    parts = [
-        default if array is None else array
-        for array, default in (
-            (surrogate.shift, 0 * ones),
-            (surrogate.margins, ones),
-            (surrogate.weights, ones),
-        )
-    ]
+    parts = [surrogate.shift, surrogate.margins, surrogate.weights]
     return (surrogate.q, *np.concatenate(parts).round(9) + 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_balanced.backends import last_layer
+from keras_balanced.losses import BalancedLoss
 from keras_balanced.metrics import BalancedAccuracy
 from keras_balanced.tuning.grid import Q, check_model, loss_grid
 from keras_balanced.validation import check_integer
@@ -35,7 +36,7 @@ def fast_search(
     train: Any,
     validation: Any,
     priors: ClassMix,
-    losses: Sequence[Literal["gla", "gca"]] = ("gla", "gca"),
+    losses: Sequence[Literal["gla", "gca"] | BalancedLoss] = ("gla", "gca"),
     q: Sequence[float] = Q,
     tau: Sequence[float | None] = (None, 1.0),
     margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
@@ -101,6 +102,12 @@ def fast_search(
     folds = check_integer("folds", folds, low=2)
     steps = check_integer("steps", steps, low=1)
     grid = loss_grid(priors, losses, q, tau, margins)
+    for loss in grid.values():
+        if type(loss).logits is not BalancedLoss.logits or type(loss).call is not BalancedLoss.call:
+            raise ValueError(
+                "`fast_search` needs losses that are a `Surrogate` alone. Received: "
+                f"{type(loss).__name__}, which overrides `logits` or `call`"
+            )
     num_classes = len(next(iter(grid.values())).surrogate.priors)
     check_model(model, num_classes)
     head = last_layer(model)
@@ -190,14 +197,12 @@ class _Heads(keras.layers.Layer):
         num_classes = len(surrogates[0].priors)
         self.folds, self.num_classes = folds, num_classes
 
-        def stacked(name, default):
-            arrays = [getattr(surrogate, name) for surrogate in surrogates]
-            default = np.full(num_classes, default)
-            return np.stack([default if a is None else a for a in arrays]).astype("float32")
+        def stacked(name):
+            return np.stack([getattr(s, name) for s in surrogates]).astype("float32")
 
-        self.shift = stacked("shift", 0.0)
-        self.inverse_margins = 1.0 / stacked("margins", 1.0).T
-        self.class_weights = stacked("weights", 1.0).T
+        self.shift = stacked("shift")
+        self.inverse_margins = 1.0 / stacked("margins").T
+        self.class_weights = stacked("weights").T
         self.q = np.array([surrogate.q for surrogate in surrogates], "float32")
         left_out = np.arange(len(surrogates)) % (folds + 1)
         self.learns = (np.arange(folds)[:, None] != left_out).astype("float32")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 import keras_tuner
 
+from keras_balanced.losses import BalancedLoss
 from keras_balanced.metrics import BalancedAccuracy
 from keras_balanced.tuning.grid import OPTION, Q, check_model, loss_grid
 from keras_balanced.tuning.oracle import choose
@@ -39,7 +40,8 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             the optimizer: loss and metrics are replaced.
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
             `ClassPrior`.
-        losses: The losses to search: `"gla"`, `"gca"` or both.
+        losses: The losses to search: `"gla"`, `"gca"`, and any `BalancedLoss` as it is, under its
+            name.
         q: The values of `q` to search, each in `[0, 1)`.
         tau: The values of `tau` to search under GLA. `None` is `1 / (1 - q)`.
         margins: The values of `margins` to search under GCA: `"cube_root"`, `None` (equal) or
@@ -73,7 +75,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         self,
         build: Callable[..., keras.Model],
         priors: ClassMix,
-        losses: Sequence[Literal["gla", "gca"]] = ("gla", "gca"),
+        losses: Sequence[Literal["gla", "gca"] | BalancedLoss] = ("gla", "gca"),
         q: Sequence[float] = Q,
         tau: Sequence[float | None] = (None, 1.0),
         margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
@@ -120,10 +122,10 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             q_name = "q" if q_is_shared else f"{name}_q"
             q = choose(hp, q_name, list(of_q), [] if q_is_shared else under_loss)
             # One hyperparameter for all q that have the same options.
-            qs_of: dict[tuple[str, ...], list[float]] = {}
-            for value, choices in of_q.items():
-                qs_of.setdefault(tuple(choices), []).append(value)
-            label = OPTION[name]
+            qs_of: dict[tuple, list] = {}
+            for value, offered in of_q.items():
+                qs_of.setdefault(tuple(offered), []).append(value)
+            label = OPTION.get(name, name)
             for choices, qs in sorted(qs_of.items(), key=lambda group: -len(group[0])):
                 under_q = [(q_name, qs)] if len(qs) < len(of_q) else []
                 option = choose(hp, label, list(choices), under_loss + under_q)

@@ -117,11 +117,12 @@ class GridSearchOracle(_AtomicOracle):
             names = frozenset(values if self.tune_new_entries else searched & values.keys())
             if trial.status not in _ENDED:
                 names -= self._revealed  # It may not use them.
-            tried.setdefault(names, set()).add(tuple(values[name] for name in names))
+            tried.setdefault(names, set()).add(tuple(values[name] for name in sorted(names)))
         for values in _combinations(self.hyperparameters.space):
             needed = values.keys() - self._revealed
             if not any(
-                needed <= names <= values.keys() and tuple(values[name] for name in names) in rows
+                needed <= names <= values.keys()
+                and tuple(values[name] for name in sorted(names)) in rows
                 for names, rows in tried.items()
             ):
                 return {"status": "RUNNING", "values": values}
