@@ -1,4 +1,8 @@
-"""Python in processes of their own, which no test waits for without a limit."""
+"""Python in processes of their own, and the one limit on waiting for them.
+
+A test waits for a state, however long that takes on a slow and busy machine. `HANG` only ends what
+would never end.
+"""
 
 import os
 import pathlib
@@ -8,6 +12,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
+HANG = 1800  # Seconds.
 
 
 def start(*arguments, **environment):
@@ -30,9 +35,9 @@ def start(*arguments, **environment):
     )
 
 
-def finish(*processes, seconds=150):
-    """Returns the exit code and the output of each; kills all if one takes longer."""
-    deadline = time.monotonic() + seconds
+def finish(*processes):
+    """Returns the exit code and the output of each; kills all if one never ends."""
+    deadline = time.monotonic() + HANG
     try:
         return [
             (process.wait(deadline - time.monotonic()), output)
@@ -40,10 +45,15 @@ def finish(*processes, seconds=150):
             for output in process.communicate(timeout=deadline - time.monotonic())[:1]
         ]
     finally:
-        for process in processes:
-            process.kill()  # TensorFlow catches SIGTERM and waits.
-            process.wait()
-            process.stdout.close()
+        kill(*processes)
+
+
+def kill(*processes):
+    """Kills processes, which may have ended, and waits until they are gone."""
+    for process in processes:
+        process.kill()  # TensorFlow catches SIGTERM and waits.
+        process.wait()
+        process.stdout.close()
 
 
 def run(*arguments, **environment):
@@ -51,6 +61,16 @@ def run(*arguments, **environment):
     ((code, output),) = finish(start(*arguments, **environment))
     assert code == 0, output
     return output
+
+
+def wait_for(condition, *processes):
+    """Waits until `condition()` holds, while `processes` run."""
+    deadline = time.monotonic() + HANG
+    while not condition():
+        for process in processes:
+            assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
 
 
 def free_addresses(number):

@@ -2,11 +2,10 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from processes import finish, start
 
 from keras_balanced import datasets
 
@@ -106,16 +105,10 @@ def test_cifar_that_cannot_be_had_says_how_to_get_it(tmp_path):
     not_a_directory = tmp_path / "file"
     not_a_directory.touch()
     code = "from keras_balanced import datasets; datasets.load('cifar10')"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TFDS_DATA_DIR": str(not_a_directory)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode != 0
-    assert "RuntimeError: cifar10 could not be downloaded" in run.stderr
-    assert 'tensorflow_datasets.load("cifar10")' in run.stderr
+    ((exit_code, output),) = finish(start("-c", code, TFDS_DATA_DIR=str(not_a_directory)))
+    assert exit_code != 0
+    assert "RuntimeError: cifar10 could not be downloaded" in output
+    assert 'tensorflow_datasets.load("cifar10")' in output
 
 
 @pytest.mark.parametrize(

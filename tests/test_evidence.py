@@ -1,20 +1,16 @@
 """The tables in the documentation are those that the committed results give."""
 
 import json
-import pathlib
 import re
-import sys
 
-ROOT = pathlib.Path(__file__).parents[1]
+import accuracy_report
+import fit_speed
+import long_tailed_cifar
+import segmentation
+import tabular
+from processes import ROOT
+
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
-
-import accuracy_report  # noqa: E402
-import fit_speed  # noqa: E402
-import long_tailed_cifar  # noqa: E402
-import segmentation  # noqa: E402
-import tabular  # noqa: E402
-
 README = (ROOT / "README.md").read_text()
 BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
 

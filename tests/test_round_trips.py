@@ -6,12 +6,11 @@ fails to load it. Here no argument is at its default, and vectors come as NumPy 
 
 import inspect
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from processes import run
 
 import keras_balanced
 
@@ -168,7 +167,7 @@ def test_training_continues_in_another_process(tmp_path):
         model.save(tmp_path / f"{name}.keras")
         np.savez(tmp_path / f"{name}.npz", **data)
         expected[name] = namespace["train_on"](model, data)
-    subprocess.run([sys.executable, "-c", TRAIN + LOAD, tmp_path], check=True)
+    run("-c", TRAIN + LOAD, tmp_path)
     for name, without in expected.items():
         with np.load(tmp_path / f"{name}.loaded.npz") as loaded:
             assert set(loaded) == set(without)
