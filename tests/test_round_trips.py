@@ -51,8 +51,11 @@ OF_MULTI_LABEL = {"counts": np.array([[70, 30], [90, 10], [50, 50]])}
 
 
 def parameters(name):
-    found = inspect.signature(CLASSES[name].__init__).parameters.values()
-    return [p for p in found if p.name not in ("self", "kwargs")]
+    own = dict(inspect.signature(CLASSES[name]).parameters)
+    if own.pop("kwargs", None) and issubclass(CLASSES[name], keras_balanced.BalancedLoss):
+        handed_on = dict(inspect.signature(keras_balanced.BalancedLoss).parameters)
+        own |= {key: p for key, p in handed_on.items() if key != "surrogate"}
+    return list(own.values())
 
 
 def arguments(name):
