@@ -1,34 +1,21 @@
 """Searches with real tuners: what they try, and what a kill leaves of them."""
 
 import json
-import os
+import resource
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import keras
+import keras_tuner
 import numpy as np
 import pytest
+import searches
+from processes import finish, free_addresses, kill, start, wait_for
+from searches import PRIORS, TRAININGS, build, examples
 
-from keras_balanced import GLALoss, formula, tuning
-
-keras_tuner = pytest.importorskip("keras_tuner")
+from keras_balanced import GLALoss, tuning
 
 # KerasTuner's Gaussian process on a handful of trials.
 pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
-PRIORS = [100, 30, 1]
-
-
-def build():
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-
-
-def examples(count=60):
-    rng = np.random.default_rng(0)
-    y = np.arange(count) % 3
-    return (rng.normal(size=(count, 4)) + 2 * np.eye(3, 4)[y]).astype("float32"), y
 
 
 def names(tuner):
@@ -260,70 +247,6 @@ def test_an_objective_on_a_loss_is_refused_before_training(objective, tmp_path):
         tuning.CrossValidation(oracle, hypermodel, directory=tmp_path / "cv")
 
 
-SEARCH = """
-import os, pathlib, sys
-import keras, keras_tuner
-import numpy as np
-from keras_balanced import tuning
-
-directory, *kinds = sys.argv[1:]
-kill_after = int(os.environ.get("KILL_AFTER", 0))
-rng = np.random.default_rng(0)
-y = np.arange(90) % 3
-x = (rng.normal(size=(90, 4)) + np.eye(3, 4)[y]).astype("float32")
-
-
-class Log(keras.callbacks.Callback):
-    # Writes each training that starts, and dies in the middle of one.
-    def on_epoch_begin(self, epoch, logs=None):
-        path = pathlib.Path(directory, f"{kind}.log")
-        if epoch == 0:
-            with path.open("a") as file:
-                file.write(f"{self.model.loss.get_config()}\\n")
-        elif kill_after and len(path.read_text().splitlines()) > kill_after:
-            os.kill(os.getpid(), 9)
-
-
-for kind in kinds:
-
-    def build(hp):
-        units = hp.Choice("units", [2, 4]) if kind == "random" else 4
-        return keras.Sequential(
-            [keras.Input((4,)), keras.layers.Dense(units, "relu"), keras.layers.Dense(3)]
-        )
-
-    hypermodel = tuning.BalancedHyperModel(
-        build, [100, 30, 1], q=[0.0, 0.1], tau=[None], seed=0,
-        compile_kwargs={"optimizer": "adam", "run_eagerly": False},
-    )
-    kwargs = {"directory": directory, "project_name": kind}
-    if kind == "random":
-        tuner = keras_tuner.RandomSearch(
-            hypermodel, hypermodel.objective, max_trials=4, seed=3, **kwargs
-        )
-    elif kind == "grid":
-        tuner = tuning.GridSearch(hypermodel, hypermodel.objective, **kwargs)
-    else:
-        oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective, max_trials=2)
-        tuner = tuning.CrossValidation(oracle, hypermodel, folds=3, **kwargs)
-    held_out = {} if kind == "folds" else {"validation_data": (x[1::2], y[1::2])}
-    tuner.search(x, y, **held_out, epochs=3, batch_size=10, callbacks=[Log()], verbose=0)
-"""
-# Each kind of search with the number of its trainings.
-TRAININGS = {"random": 4, "grid": 6, "folds": 6}
-
-
-def search(directory, *kinds, **environment):
-    directory.mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, "-c", SEARCH, str(directory), *kinds],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def ranking(directory):
     trials = [json.loads(path.read_text()) for path in directory.glob("trial_*/trial.json")]
     assert all(trial["status"] == "COMPLETED" for trial in trials)
@@ -335,14 +258,15 @@ def ranking(directory):
 
 def test_kill_9_loses_the_training_under_way_only(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run = search(whole, *TRAININGS)
-    assert run.returncode == 0, run.stderr
+    whole.mkdir()
+    parts.mkdir()
+    killed = [start(searches.__file__, "kill", parts, kind) for kind in TRAININGS]
     for kind in TRAININGS:
-        assert search(parts, kind, KILL_AFTER="2").returncode == -signal.SIGKILL
-    run = search(parts, *TRAININGS)
-    assert run.returncode == 0, run.stderr
-
+        searches.search(whole, kind)
+    for code, output in finish(*killed):
+        assert code == -signal.SIGKILL, output
     for kind, trainings in TRAININGS.items():
+        searches.search(parts, kind)
         assert ranking(parts / kind) == ranking(whole / kind)
         expected = (whole / f"{kind}.log").read_text().splitlines()
         started = (parts / f"{kind}.log").read_text().splitlines()
@@ -381,345 +305,73 @@ def test_a_trial_that_ended_is_not_repeated_where_only_the_oracle_was_not_writte
     assert {trial.status for trial in tuner.oracle.trials.values()} == {"COMPLETED"}
 
 
-ORACLES = {
-    "random": lambda objective: keras_tuner.oracles.RandomSearchOracle(objective, 3, seed=0),
-    "grid": lambda objective: keras_tuner.oracles.GridSearchOracle(objective),
-    "bayesian": lambda objective: keras_tuner.oracles.BayesianOptimizationOracle(
-        objective, 3, num_initial_points=2, seed=0
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ORACLES)
-def test_cross_validation_scores_are_the_means_of_the_folds(name, tmp_path):
-    x, y = examples()
-    hypermodel = tuning.BalancedHyperModel(
-        build, PRIORS, losses=["gla"], q=[0.0, 0.1, 0.2], tau=[None], seed=0
-    )
-    tuner = tuning.CrossValidation(
-        ORACLES[name](hypermodel.objective), hypermodel, folds=3, directory=tmp_path
-    )
-    tuner.search(x, y, epochs=2, batch_size=20, verbose=0)
-    trials = tuner.oracle.get_best_trials(3)
-    assert len(trials) == 3
-    for trial in trials:
-        paths = sorted(tmp_path.glob(f"*/trial_{trial.trial_id}/fold_*.json"))
-        scores = [json.loads(p.read_text())["metrics"]["balanced_accuracy"] for p in paths]
-        assert len(scores) == 3
-        assert trial.score == pytest.approx(np.mean(scores))
-        error = trial.metrics.get_last_value("val_balanced_accuracy_standard_error")
-        assert error == pytest.approx(np.std(scores, ddof=1) / 3**0.5)
-    model = tuner.get_best_models()[0]
-    # Refitted on all: as a training by hand.
-    by_hand = hypermodel.build(trials[0].hyperparameters)
-    by_hand.fit(x, y, epochs=2, batch_size=20, verbose=0)
-    np.testing.assert_allclose(
-        model.predict(x, verbose=0), by_hand.predict(x, verbose=0), rtol=1e-4, atol=1e-5
-    )
-    again = tuner.get_best_models()[0]
-    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
-
-
-def test_a_fold_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
-    """With arrays and with a dataset: the same examples train, and the others score."""
-    tf = pytest.importorskip("tensorflow")
-    x, y = examples(30)
-    x[:, 0] = np.arange(30)
-    seen = []
-
-    class Spy(tuning.BalancedHyperModel):
-        def fit(self, hp, model, x, y=None, validation_data=None, **kwargs):
-            parts = []
-            for part in (x, validation_data):
-                if hasattr(part, "element_spec"):
-                    part = np.concatenate([batch for batch, _ in part.as_numpy_iterator()])
-                elif isinstance(part, tuple):
-                    part = part[0]
-                parts.append(set(part[:, 0].astype(int)))
-            seen.append(parts)
-            return super().fit(hp, model, x, y, validation_data=validation_data, **kwargs)
-
-    dataset = tf.data.Dataset.from_tensor_slices((x, y))
-    for name, data in (("arrays", (x, y)), ("dataset", (dataset,))):
-        hypermodel = Spy(build, PRIORS, losses=["gla"], q=[0.0], tau=[None])
-        oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-        tuner = tuning.CrossValidation(oracle, hypermodel, folds=5, directory=tmp_path / name)
-        tuner.search(*data, epochs=1, batch_size=8, verbose=0)
-    arrays, datasets = seen[:5], seen[5:]
-    assert arrays == datasets
-    assert sorted(i for _, held_out in arrays for i in held_out) == list(range(30))
-    for fitted, held_out in arrays:
-        assert fitted | held_out == set(range(30))
-        assert not fitted & held_out
-        assert np.bincount(y[sorted(held_out)]).tolist() == [2, 2, 2]
-
-
-def test_early_stopping_decides_how_long_the_refitted_model_trains(tmp_path):
-    x, y = examples()
-    epochs = []
-
-    class Count(keras.callbacks.Callback):
-        def on_train_end(self, logs=None):
-            epochs.append(len(self.model.history.epoch))
-
-    hypermodel = tuning.BalancedHyperModel(build, PRIORS, losses=["gla"], q=[0.0], tau=[None])
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
-    stop = keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=1e9)
-    tuner.search(x, y, epochs=9, callbacks=[stop, Count()], verbose=0)
-    tuner.get_best_models()
-    assert epochs == [2, 2, 2]
-
-
-def test_sample_weights_and_one_hot_labels_follow_their_examples(tmp_path):
-    x, y = examples()
-    hypermodel = tuning.BalancedHyperModel(build, PRIORS, losses=["gla"], q=[0.0], tau=[None])
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
-    weight = (y > 0).astype("float32")
-    tuner.search({"a": x}["a"], np.eye(3)[y], sample_weight=weight, epochs=1, verbose=0)
-    part = tuner._examples.of(tuner._fold_of == 0)
-    np.testing.assert_array_equal(part["sample_weight"], part["y"].argmax(axis=-1) > 0)
-
-
-def cross_validation(tmp_path, folds=3):
+def test_a_save_that_fails_midway_leaves_the_last_one(tmp_path):
+    """As a kill would: the system lets a file grow to 10 bytes."""
     hypermodel = tuning.BalancedHyperModel(build, PRIORS)
-    oracle = keras_tuner.oracles.RandomSearchOracle(hypermodel.objective)
-    return tuning.CrossValidation(oracle, hypermodel, folds, directory=tmp_path)
-
-
-def test_bad_input_of_cross_validation(tmp_path):
-    x, y = examples()
-    tuner = cross_validation(tmp_path)
-    rare = np.where(np.arange(60) < 2, 2, y % 2)
-    with pytest.raises(ValueError, match=r"Received: \[2\] examples of the class ids \[2\]"):
-        tuner.search(x, rare)
-    with pytest.raises(ValueError, match=r"Received: \[0\] examples of the class ids \[2\]"):
-        tuner.search(x, y % 2)
-    with pytest.raises(ValueError, match="must not have a `validation_data`"):
-        tuner.search(x, y, validation_data=(x, y))
-    with pytest.raises(ValueError, match="Received: y=None"):
-        tuner.search(x)
-    with pytest.raises(ValueError, match=r"one length. Received: lengths \[59, 60\]"):
-        tuner.search(x, y[1:])
-    with pytest.raises(RuntimeError, match="call `search` with the data first"):
-        cross_validation(tmp_path).load_model(keras_tuner.engine.trial.Trial(None, "0"))
-    with pytest.raises(ValueError, match="`folds` must be an integer of at least 2"):
-        cross_validation(tmp_path, folds=1)
-    objective = keras_tuner.Objective("val_balanced_accuracy", "max")
-    with pytest.raises(ValueError, match="Received: a `HyperbandOracle`"):
-        tuning.CrossValidation(keras_tuner.oracles.HyperbandOracle(objective), build)
-    objective = keras_tuner.Objective("balanced_accuracy", "max")
-    with pytest.raises(ValueError, match="must be a metric on held-out data"):
-        tuning.CrossValidation(keras_tuner.oracles.RandomSearchOracle(objective), build)
-
-
-def test_a_dataset_must_repeat_its_order(tmp_path):
-    tf = pytest.importorskip("tensorflow")
-    dataset = tf.data.Dataset.from_tensor_slices(examples())
-    with pytest.raises(ValueError, match="that do not repeat"):
-        cross_validation(tmp_path).search(dataset.shuffle(60))
-    one_hot = dataset.map(lambda x, y: (x, tf.one_hot(y, 3)))
-    with pytest.raises(ValueError, match="neither batched nor shuffled anew"):
-        cross_validation(tmp_path).search(one_hot.batch(10))
-
-
-def trained(x, y):
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
-    )
-    model.compile("adam", loss=GLALoss(PRIORS))
-    model.fit(x, y, epochs=5, verbose=0)
-    return model
-
-
-def test_heads_train_with_the_formula_of_each_loss(rng):
-    grid = tuning.grid.loss_grid(
-        PRIORS, ["gla", "gca"], [0.0, 0.2, 0.7], [None, 1.0], ["cube_root", None]
-    )
-    heads = tuning.heads._Heads(list(grid.values()), folds=2, num_features=4)
-    heads.kernel.assign(rng.normal(size=heads.kernel.shape))
-    x, y = examples(12)
-    logits = heads(x)
-    assert tuple(logits.shape) == (12, 3 * len(grid), 3)
-    fold = np.arange(12) % 3  # 2: a training example, which every head learns from
-    expected = np.zeros(12)
-    for i, loss in enumerate(grid.values()):
-        for j in range(3):
-            values = formula.surrogate_loss(y, logits[:, 3 * i + j], loss.surrogate)
-            expected += np.where((fold == j) & (j < 2), 0.0, keras.ops.convert_to_numpy(values))
-    got = heads.losses_of(keras.ops.convert_to_tensor(np.stack([y, fold], axis=-1)), logits)
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(got), expected, rtol=1e-4)
-
-
-def test_fast_search_refits_the_head_of_the_best_loss():
-    x, y = examples(300)
-    model = trained(x, y)
-    before = model.get_weights()
-    found = tuning.fast_search(
-        model, (x[:200], y[:200]), (x[200:], y[200:]), PRIORS, q=[0.0, 0.1], refit=True, steps=200
-    )
-    assert len(found.table) == 3 + 4
-    scores = [row["balanced_accuracy"] for row in found.table]
-    assert scores == sorted(scores, reverse=True)
-    assert found.table[0]["q"] == found.loss.q
-    assert found.table[0]["loss"] == found.loss.name.removesuffix("_loss")
-    assert all(0 <= row["standard_error"] < 0.1 for row in found.table)
-    # The features are those of the model, which is left as it was; the head is another.
-    for a, b in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(found.model.get_weights()[0], before[0])
-    assert not np.allclose(found.model.get_weights()[2], before[2])
-    metrics = found.model.evaluate(x, y, verbose=0, return_dict=True)
-    assert metrics["balanced_accuracy"] == pytest.approx(scores[0], abs=0.1)
-    assert metrics["balanced_accuracy"] > 0.6
-
-
-def test_fast_search_takes_batches_and_nested_models():
-    x, y = examples(90)
-    inner = trained(x, y)
-    nested = keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(1.0), inner])
-    arguments = {"priors": PRIORS, "losses": ["gla"], "q": [0.0], "tau": [None], "steps": 20}
-    of_arrays = tuning.fast_search(inner, (x, y), (x[::2], y[::2]), refit=True, **arguments)
-
-    class Batches(keras.utils.PyDataset):
-        def __len__(self):
-            return 9
-
-        def __getitem__(self, i):
-            return x[i::9], np.eye(3)[y[i::9]]
-
-    order = np.concatenate([np.arange(i, 90, 9) for i in range(9)])
-    of_batches = tuning.fast_search(
-        nested, Batches(), (x[::2], y[::2]), refit=True, **{**arguments, "batch_size": 200}
-    )
-    assert len(order) == 90
-    np.testing.assert_allclose(
-        of_batches.model.predict(x, verbose=0),
-        of_arrays.model.predict(x, verbose=0),
-        rtol=1e-3,
-        atol=1e-3,
-    )
-
-
-def test_bad_input_of_fast_search():
-    x, y = examples(30)
-    model = trained(x, y)
-    data = ((x, y), (x, y))
-    for arguments, message in [
-        (([*data, [1, 2]]), "each of the 2 classes of `priors`"),
-        (
-            ([(x, y + 1), data[1], PRIORS]),
-            r"`train` must give .* labels of shape \(30,\) in \[1, 3",
-        ),
-        (([data[0], (x, y[1:]), PRIORS]), "`validation` must give features"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            tuning.fast_search(model, *arguments)
-    with pytest.raises(ValueError, match="`folds` must be an integer of at least 2"):
-        tuning.fast_search(model, *data, PRIORS, folds=1)
-    with pytest.raises(ValueError, match="ends in logits"):
-        tuning.fast_search(softmax_at_the_end(), *data, PRIORS)
-    odd = keras.Sequential([model, keras.layers.LayerNormalization()])
-    with pytest.raises(ValueError, match="end in a `Dense` layer"):
-        tuning.fast_search(odd, *data, PRIORS)
-    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
-    with pytest.raises(ValueError, match="needs a last layer with a bias"):
-        tuning.fast_search(plain, *data, PRIORS, refit=True)
-
-
-WORKER = """
-import pathlib, sys, time
-import keras, keras_tuner
-import numpy as np
-from keras_balanced import tuning
-
-directory, log = sys.argv[1:]
-y = np.arange(60) % 3
-x = (np.random.default_rng(0).normal(size=(60, 4)) + np.eye(3, 4)[y]).astype("float32")
-
-
-def build():
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-
-
-class Slow(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
-        with pathlib.Path(log).open("a") as file:
-            file.write(f"{self.model.loss.q}\\n")
-        time.sleep(0.5)
-
-
-hypermodel = tuning.BalancedHyperModel(
-    build, [100, 30, 1], losses=["gla"], q=[0.0, 0.1, 0.2, 0.3, 0.4], tau=[None], seed=0
-)
-tuner = tuning.GridSearch(hypermodel, hypermodel.objective, directory=directory, project_name="p")
-tuner.search(x, y, validation_data=(x, y), epochs=1, callbacks=[Slow()], verbose=0)
-"""
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited for too long"
-        time.sleep(0.05)
+    tuner = tuning.GridSearch(hypermodel, hypermodel.objective, directory=tmp_path)
+    trial = keras_tuner.engine.trial.Trial(tuner.oracle.get_space(), "0")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for path, save in (
+        (tmp_path / "untitled_project" / "oracle.json", tuner.oracle.save),
+        (tmp_path / "trial.json", lambda: trial.save(str(tmp_path / "trial.json"))),
+    ):
+        save()
+        before = path.read_text()
+        assert json.loads(before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_text() == before
 
 
 def test_a_chief_and_two_workers_of_which_one_is_killed(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = {}
+    ids = ("chief", "worker0", "worker1")
+    (address,) = free_addresses(1)
+    host, port = address.split(":")
+
+    def start_all():
+        return {
+            name: start(
+                *(searches.__file__, "work", tmp_path, name),
+                KERASTUNER_TUNER_ID=name,
+                KERASTUNER_ORACLE_IP=host,
+                KERASTUNER_ORACLE_PORT=port,
+            )
+            for name in ids
+        }
 
     def log(worker):
         path = tmp_path / f"{worker}.log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def start(tuner_id):
-        command = [sys.executable, "-c", WORKER, str(tmp_path), str(tmp_path / f"{tuner_id}.log")]
-        environment = {
-            "KERASTUNER_TUNER_ID": tuner_id,
-            "KERASTUNER_ORACLE_IP": "127.0.0.1",
-            "KERASTUNER_ORACLE_PORT": port,
-        }
-        processes[tuner_id] = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
     def ended():
         oracle = tmp_path / "p" / "oracle.json"
         return json.loads(oracle.read_text())["end_order"] if oracle.exists() else []
 
+    processes = start_all()
     try:
-        for tuner_id in ("chief", "worker0", "worker1"):
-            start(tuner_id)
-        wait_for(lambda: log("worker0") and log("worker1"))
+        wait_for(lambda: log("worker0") and log("worker1"), *processes.values())
         # Killed in the middle of a trial.
-        processes["worker0"].kill()
-        processes["worker0"].wait()
-        lost = log("worker0")[-1]
+        kill(processes.pop("worker0"))
+        (lost,) = log("worker0")
         # The other goes on to the end of the grid, but for the trial that is lost.
-        wait_for(lambda: len(ended()) + 1 == 5)
+        (tmp_path / "worker1.go").touch()
+        wait_for(lambda: len(ended()) + 1 == 5, *processes.values())
         assert lost not in log("worker1")
-
-        # The chief waits for it: end all, and start all again with the same ids.
-        for process in processes.values():
-            process.kill()
-            process.wait()
-        for tuner_id in ("chief", "worker0", "worker1"):
-            start(tuner_id)
-        for process in processes.values():
-            assert process.wait(timeout=120) == 0
     finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
+        # The chief waits for it: end all, and start all again with the same ids.
+        kill(*processes.values())
+    (tmp_path / "worker0.go").touch()
+    for code, output in finish(*start_all().values()):
+        assert code == 0, output
 
     trained = log("worker0") + log("worker1")
-    assert sorted(trained) == sorted(["0.0", "0.1", "0.2", "0.3", "0.4", lost])
+    assert len(trained) == 6
+    assert len(set(trained)) == 5
+    assert trained.count(lost) == 2
     trials = [json.loads(path.read_text()) for path in (tmp_path / "p").glob("trial_*/trial.json")]
     assert [trial["status"] for trial in trials] == ["COMPLETED"] * 5
     values = [trial["hyperparameters"]["values"] for trial in trials]

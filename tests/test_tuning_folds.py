@@ -1,0 +1,264 @@
+"""Searches by cross-validation."""
+
+import json
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+from searches import PRIORS, build, examples
+
+from keras_balanced import tuning
+
+# KerasTuner's Gaussian process on a handful of trials.
+pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
+
+ORACLES = {
+    "random": lambda objective: keras_tuner.oracles.RandomSearchOracle(objective, 3, seed=0),
+    "grid": lambda objective: keras_tuner.oracles.GridSearchOracle(objective),
+    "bayesian": lambda objective: keras_tuner.oracles.BayesianOptimizationOracle(
+        objective, 3, num_initial_points=2, seed=0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_cross_validation_scores_are_the_means_of_the_folds(name, tmp_path):
+    x, y = examples()
+    hypermodel = tuning.BalancedHyperModel(
+        build,
+        PRIORS,
+        losses=["gla"],
+        q=[0.0, 0.1, 0.2],
+        tau=[None],
+        seed=0,
+        compile_kwargs={"run_eagerly": True},  # In so few steps compiling would take the most time.
+    )
+    tuner = tuning.CrossValidation(
+        ORACLES[name](hypermodel.objective), hypermodel, folds=3, directory=tmp_path
+    )
+    tuner.search(x, y, epochs=2, batch_size=30, verbose=0)
+    trials = tuner.oracle.get_best_trials(3)
+    assert len(trials) == 3
+    for trial in trials:
+        paths = sorted(tmp_path.glob(f"*/trial_{trial.trial_id}/fold_*.json"))
+        scores = [json.loads(p.read_text())["metrics"]["balanced_accuracy"] for p in paths]
+        assert len(scores) == 3
+        assert trial.score == pytest.approx(np.mean(scores))
+        error = trial.metrics.get_last_value("val_balanced_accuracy_standard_error")
+        assert error == pytest.approx(np.std(scores, ddof=1) / 3**0.5)
+    model = tuner.get_best_models()[0]
+    # Refitted on all: as a training by hand.
+    by_hand = hypermodel.build(trials[0].hyperparameters)
+    by_hand.fit(x, y, epochs=2, batch_size=30, verbose=0)
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), by_hand.predict(x, verbose=0), rtol=1e-4, atol=1e-5
+    )
+    again = tuner.get_best_models()[0]
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_a_fold_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
+    """With arrays and with a dataset: the same examples train, and the others score."""
+    tf = pytest.importorskip("tensorflow")
+    x, y = examples(30)
+    x[:, 0] = np.arange(30)
+    seen = []
+
+    class Spy(tuning.BalancedHyperModel):
+        def fit(self, hp, model, x, y=None, validation_data=None, **kwargs):
+            parts = []
+            for part in (x, validation_data):
+                if hasattr(part, "element_spec"):
+                    part = np.concatenate([batch for batch, _ in part.as_numpy_iterator()])
+                elif isinstance(part, tuple):
+                    part = part[0]
+                parts.append(set(part[:, 0].astype(int)))
+            seen.append(parts)
+            return super().fit(hp, model, x, y, validation_data=validation_data, **kwargs)
+
+    dataset = tf.data.Dataset.from_tensor_slices((x, y))
+    for name, data in (("arrays", (x, y)), ("dataset", (dataset,))):
+        hypermodel = Spy(build, PRIORS, losses=["gla"], q=[0.0], tau=[None])
+        oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+        tuner = tuning.CrossValidation(oracle, hypermodel, folds=5, directory=tmp_path / name)
+        tuner.search(*data, epochs=1, batch_size=8, verbose=0)
+    arrays, datasets = seen[:5], seen[5:]
+    assert arrays == datasets
+    assert sorted(i for _, held_out in arrays for i in held_out) == list(range(30))
+    for fitted, held_out in arrays:
+        assert fitted | held_out == set(range(30))
+        assert not fitted & held_out
+        assert np.bincount(y[sorted(held_out)]).tolist() == [2, 2, 2]
+
+
+def test_early_stopping_decides_how_long_the_refitted_model_trains(tmp_path):
+    x, y = examples()
+    epochs = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            epochs.append(len(self.model.history.epoch))
+
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, losses=["gla"], q=[0.0], tau=[None])
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=1e9)
+    tuner.search(x, y, epochs=9, callbacks=[stop, Count()], verbose=0)
+    tuner.get_best_models()
+    assert epochs == [2, 2, 2]
+
+
+def test_inputs_weights_and_one_hot_labels_follow_their_examples(tmp_path):
+    x, y = examples()
+
+    def build_of_dict():
+        inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((1,), name="b")}
+        joined = keras.layers.Concatenate()(list(inputs.values()))
+        return keras.Model(inputs, keras.layers.Dense(3)(joined))
+
+    hypermodel = tuning.BalancedHyperModel(
+        build_of_dict, PRIORS, losses=["gla"], q=[0.0], tau=[None]
+    )
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    weight = (y > 0).astype("float32")
+    inputs = {"a": x, "b": y[:, None].astype("float32")}
+    tuner.search(inputs, np.eye(3)[y], sample_weight=weight, epochs=1, verbose=0)
+    held_out = tuner._fold_of == 0
+    part = tuner._examples.of(held_out)
+    np.testing.assert_array_equal(part["x"]["a"], x[held_out])
+    np.testing.assert_array_equal(part["x"]["b"][:, 0], part["y"].argmax(axis=-1))
+    np.testing.assert_array_equal(part["sample_weight"], part["y"].argmax(axis=-1) > 0)
+
+
+def no_training(tuner):
+    tuner.run_trial = lambda trial, *args, **kwargs: {"val_balanced_accuracy": 0.5}
+    return tuner
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_and_their_classes_are_of_one_size(folds, tmp_path):
+    y = np.repeat(np.arange(7), [5, 6, 7, 8, 9, 11, 13])
+    hypermodel = tuning.BalancedHyperModel(
+        lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(7)]),
+        np.ones(7),
+        losses=["gla"],
+        q=[0.0],
+        tau=[None],
+    )
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+    tuner = no_training(tuning.CrossValidation(oracle, hypermodel, folds, directory=tmp_path))
+    tuner.search(np.zeros((59, 4)), y, verbose=0)
+    assert np.ptp(np.bincount(tuner._fold_of, minlength=folds)) <= 1
+    for k in range(7):
+        assert np.ptp(np.bincount(tuner._fold_of[y == k], minlength=folds)) <= 1
+
+
+@pytest.mark.parametrize("change", ["folds", "seed", "hyperparameters", None])
+def test_a_fold_of_other_settings_is_trained_again(change, tmp_path):
+    x, y = examples()
+    hypermodel = tuning.BalancedHyperModel(
+        build,
+        PRIORS,
+        losses=["gla"],
+        q=[0.0, 0.1],
+        tau=[None],
+        compile_kwargs={"run_eagerly": True},
+    )
+    trained = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            trained.append(self.model.loss.q)
+
+    def tuner_of(folds=2, seed=0):
+        oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective, max_trials=1)
+        return tuning.CrossValidation(oracle, hypermodel, folds, seed, directory=tmp_path)
+
+    tuner_of().search(x, y, epochs=1, callbacks=[Count()], verbose=0)
+    assert trained == [0.0, 0.0]
+    trained.clear()
+    tuner = tuner_of(**{"folds": {"folds": 3}, "seed": {"seed": 1}}.get(change, {}))
+    (trial,) = tuner.oracle.trials.values()
+    if change == "hyperparameters":
+        trial.hyperparameters.values["q"] = 0.1
+    # Refits the best model, for which it reads the folds.
+    no_training(tuner).search(x, y, epochs=1, callbacks=[Count()], verbose=0)
+    tuner.load_model(trial)
+    folds = {"folds": 3, "seed": 2, "hyperparameters": 2, None: 0}[change]
+    q = 0.1 if change == "hyperparameters" else 0.0
+    assert trained == [q] * (folds + 1)
+
+
+def test_the_refitted_model_trains_for_as_many_epochs_as_the_best_ones(tmp_path):
+    x, y = examples()
+    epochs = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            epochs.append(len(self.model.history.epoch))
+
+    class Restore(keras.callbacks.EarlyStopping):
+        """That finds its best epoch to be the third."""
+
+        def get_monitor_value(self, logs):
+            return abs(len(self.model.history.epoch) - 2)
+
+    hypermodel = tuning.BalancedHyperModel(
+        build,
+        PRIORS,
+        losses=["gla"],
+        q=[0.0],
+        tau=[None],
+        compile_kwargs={"run_eagerly": True},
+    )
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    stop = Restore("val_loss", patience=2, restore_best_weights=True)
+    tuner.search(x, y, epochs=9, batch_size=60, callbacks=[stop, Count()], verbose=0)
+    tuner.get_best_models()
+    assert epochs[:2] == [5, 5]
+    assert epochs[2] == 3
+
+
+def cross_validation(tmp_path, folds=3):
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS)
+    oracle = keras_tuner.oracles.RandomSearchOracle(hypermodel.objective)
+    return tuning.CrossValidation(oracle, hypermodel, folds, directory=tmp_path)
+
+
+def test_bad_input_of_cross_validation(tmp_path):
+    x, y = examples()
+    tuner = cross_validation(tmp_path)
+    rare = np.where(np.arange(60) < 2, 2, y % 2)
+    with pytest.raises(ValueError, match=r"Received: \[2\] examples of the class ids \[2\]"):
+        tuner.search(x, rare)
+    with pytest.raises(ValueError, match=r"Received: \[0\] examples of the class ids \[2\]"):
+        tuner.search(x, y % 2)
+    with pytest.raises(ValueError, match="must not have a `validation_data`"):
+        tuner.search(x, y, validation_data=(x, y))
+    with pytest.raises(ValueError, match="Received: y=None"):
+        tuner.search(x)
+    with pytest.raises(ValueError, match=r"one length. Received: lengths \[59, 60\]"):
+        tuner.search(x, y[1:])
+    with pytest.raises(RuntimeError, match="call `search` with the data first"):
+        cross_validation(tmp_path).load_model(keras_tuner.engine.trial.Trial(None, "0"))
+    with pytest.raises(ValueError, match="`folds` must be an integer of at least 2"):
+        cross_validation(tmp_path, folds=1)
+    objective = keras_tuner.Objective("val_balanced_accuracy", "max")
+    with pytest.raises(ValueError, match="Received: a `HyperbandOracle`"):
+        tuning.CrossValidation(keras_tuner.oracles.HyperbandOracle(objective), build)
+    objective = keras_tuner.Objective("balanced_accuracy", "max")
+    with pytest.raises(ValueError, match="must be a metric on held-out data"):
+        tuning.CrossValidation(keras_tuner.oracles.RandomSearchOracle(objective), build)
+
+
+def test_a_dataset_must_repeat_its_order(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    dataset = tf.data.Dataset.from_tensor_slices(examples())
+    with pytest.raises(ValueError, match="that do not repeat"):
+        cross_validation(tmp_path).search(dataset.shuffle(60))
+    one_hot = dataset.map(lambda x, y: (x, tf.one_hot(y, 3)))
+    with pytest.raises(ValueError, match="neither batched nor shuffled anew"):
+        cross_validation(tmp_path).search(one_hot.batch(10))
