@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import random
 import subprocess
 import sys
 import threading
@@ -255,6 +256,36 @@ def test_a_trial_that_failed_is_retried_and_not_proposed_again(tmp_path):
     assert Search(declare, tmp_path).run() == []
 
 
+def test_a_retry_keeps_values_that_the_trial_had_not_asked_for(tmp_path):
+    class Failing(Search):
+        failed = False
+
+        def run_trial(self, trial, *args, **kwargs):
+            if trial.hyperparameters.values.get("units_1") == 8 and not self.failed:
+                self.failed = True
+                raise RuntimeError("before it is built")
+            return super().run_trial(trial, *args, **kwargs)
+
+    tuner = Failing(layers, tmp_path, max_retries_per_trial=1)
+    is_each_once(tuner.run(), LAYERS)
+    assert tuner.failed
+
+
+def test_what_a_trial_revealed_holds_where_only_the_oracle_was_not_written(tmp_path):
+    states = []
+
+    class Saving(Search):
+        def run_trial(self, trial, *args, **kwargs):
+            states.append((tmp_path / "p" / "oracle.json").read_text())
+            return super().run_trial(trial, *args, **kwargs)
+
+    before = Saving(layers, tmp_path, max_trials=3).run()
+    assert before[-1] == (4, 4)  # The first to reveal `units_1`.
+    (tmp_path / "p" / "oracle.json").write_text(states[-1])
+    after = Search(layers, tmp_path, max_trials=4).run()
+    assert after == [(4, 8)]
+
+
 def test_children_that_come_before_their_parents():
     """As through gRPC, which sorts a space by type."""
     hp = keras_tuner.HyperParameters()
@@ -280,6 +311,23 @@ def test_values_of_inactive_hyperparameters_that_a_worker_sends(tmp_path):
     assert trial.status == "STOPPED"
     is_each_once(points, SCOPES)
     assert Search(scopes, tmp_path).run() == []
+
+
+@pytest.mark.parametrize("name", ["layers", "rate and layers"])
+def test_workers_get_different_points_of_a_space_that_grows(name, tmp_path):
+    declare, expected = SPACES[name]
+    tuner, points = Search(declare, tmp_path), []
+    while True:
+        trials = [tuner.oracle.create_trial(f"tuner{i}") for i in range(4)]
+        trials = [trial for trial in trials if trial.status == "RUNNING"]
+        if not trials:
+            break
+        for trial in trials:
+            points.append(tuner.hypermodel.build(trial.hyperparameters))
+            tuner.oracle.update_trial(trial.trial_id, {"val_score": 0.5})
+            trial.status = "COMPLETED"
+            tuner.oracle.end_trial(trial)
+    is_each_once(points, expected)
 
 
 def test_workers_get_different_points_and_wait_for_what_may_be_revealed(tmp_path):
@@ -331,17 +379,21 @@ def test_tuners_that_share_an_oracle(tmp_path):
 def test_thousands_of_points():
     oracle = tuning.GridSearchOracle(OBJECTIVE)
     hp = keras_tuner.HyperParameters()
-    for name in "abcd":
-        hp.Int(name, 0, 7)
+    names = "abcdefghijkl"
+    for name in names:
+        hp.Int(name, 0, 1)
     oracle.update_space(hp)
+    chance = random.Random(0)
     for i, values in enumerate(oracle_module._combinations(hp.space)):
         trial = keras_tuner.HyperParameters()
-        trial.values = values
-        oracle.trials[str(i)] = keras_tuner.engine.trial.Trial(trial, str(i))
-    assert len(oracle.trials) == 8**4
+        # Names in any order, as they come through gRPC.
+        trial.values = dict(chance.sample(list(values.items()), len(values)))
+        oracle.trials[str(i)] = keras_tuner.engine.trial.Trial(trial, str(i), "COMPLETED")
+    assert len(oracle.trials) == 2**12
     assert oracle.populate_space("new")["status"] == "STOPPED"
     del oracle.trials["4000"]
-    assert oracle.populate_space("new")["values"] == {"a": 7, "b": 6, "c": 4, "d": 0}
+    expected = dict(zip(names, map(int, f"{4000:012b}"), strict=True))
+    assert oracle.populate_space("new")["values"] == expected
 
 
 def test_cross_validation_takes_the_settings_of_the_grid_oracle_of_keras_tuner(tmp_path):

@@ -126,9 +126,9 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             for value, offered in of_q.items():
                 qs_of.setdefault(tuple(offered), []).append(value)
             label = OPTION.get(name, name)
-            for choices, qs in sorted(qs_of.items(), key=lambda group: -len(group[0])):
+            for shared, qs in sorted(qs_of.items(), key=lambda group: -len(group[0])):
                 under_q = [(q_name, qs)] if len(qs) < len(of_q) else []
-                option = choose(hp, label, list(choices), under_loss + under_q)
+                option = choose(hp, label, list(shared), under_loss + under_q)
                 label += "_"  # KerasTuner's grid search wants one name for each list of values.
                 if name == chosen and q in qs:
                     point = (name, q, option)

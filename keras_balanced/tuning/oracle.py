@@ -117,12 +117,11 @@ class GridSearchOracle(_AtomicOracle):
             names = frozenset(values if self.tune_new_entries else searched & values.keys())
             if trial.status not in _ENDED:
                 names -= self._revealed  # It may not use them.
-            tried.setdefault(names, set()).add(tuple(values[name] for name in sorted(names)))
+            tried.setdefault(names, set()).add(_row(values, names))
         for values in _combinations(self.hyperparameters.space):
             needed = values.keys() - self._revealed
             if not any(
-                needed <= names <= values.keys()
-                and tuple(values[name] for name in sorted(names)) in rows
+                needed <= names <= values.keys() and _row(values, names) in rows
                 for names, rows in tried.items()
             ):
                 return {"status": "RUNNING", "values": values}
@@ -361,6 +360,10 @@ def _combinations(space, values=None) -> Iterator[dict[str, Any]]:
                 yield from _combinations(space, {**values, hp.name: value})
             return
     yield values
+
+
+def _row(values, names):
+    return tuple(values[name] for name in sorted(names))
 
 
 def _values(hp):
