@@ -2,16 +2,12 @@
 
 import contextlib
 import http.server
-import importlib.util
+import importlib
 import json
-import pathlib
 import re
 import shutil
-import socket
 import subprocess
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from concurrent import futures
@@ -19,22 +15,15 @@ from concurrent import futures
 import keras
 import numpy as np
 import pytest
+from processes import free_addresses, run, wait_for
 
 from keras_balanced import GCALoss, serving
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="Keras does not export from the PyTorch backend"
 )
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 NAMES = ["dog", "cat", "a lynx, which is a rare and shy cat"]
 MIX = np.array([[1.0, 2.0, 3.0]], "float32")
-
-
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +71,19 @@ def assert_same_bits(actual, expected):
         assert actual[name].dtype == values.dtype or name == "class_name"
 
 
-def run(*command):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_c_loader(version, x, answers, tmp_path):
     """The script ends with an assertion that Python's TensorFlow was never imported."""
     for signature, expected in answers.items():
         more = {"target_priors": MIX} if signature == "with_priors" else {}
         np.savez(tmp_path / "inputs.npz", inputs=x, **more)
         arguments = ["--inputs", tmp_path / "inputs.npz", "--outputs", tmp_path / "outputs.npz"]
-        run(sys.executable, EXAMPLES / "c_loader.py", version, "--signature", signature, *arguments)
+        run("examples/c_loader.py", version, "--signature", signature, *arguments)
         with np.load(tmp_path / "outputs.npz") as outputs:
             assert_same_bits(dict(outputs), expected)
 
 
 def test_c_loader_in_this_process(version, x, answers, tmp_path, capsys):
-    c_loader = example("c_loader")
+    c_loader = importlib.import_module("c_loader")
     model = c_loader.SavedModel(version)
     assert set(model.signatures) >= {"serving_default", "with_priors", "raw"}
     for batch in (1, 4):
@@ -124,7 +107,7 @@ def test_c_loader_takes_strings(tmp_path):
     lookup = keras.layers.StringLookup(vocabulary=["no", "se"], output_mode="one_hot")
     model = keras.Model(words, lookup(words))
     version = serving.export(model, tmp_path, GCALoss([70, 20, 10], margins=None), NAMES)
-    served = example("c_loader").SavedModel(version)
+    served = importlib.import_module("c_loader").SavedModel(version)
     long = "a text longer than what fits into the tensor itself"
     answer = served.run("serving_default", inputs=np.array([["no"], ["se"], [long], [""]]))
     assert answer["class_name"].tolist() == [NAMES[1], NAMES[2], NAMES[0], NAMES[0]]
@@ -135,7 +118,7 @@ def test_saved_model_cli(version, x, answers, tmp_path):
     # Its entry point, since the script need not be on the PATH.
     code = "from tensorflow.python.tools.saved_model_cli import main; main()"
     run(
-        *(sys.executable, "-c", code, "run", "--dir", version, "--tag_set", "serve"),
+        *("-c", code, "run", "--dir", version, "--tag_set", "serve"),
         *("--signature_def", "serving_default", "--outdir", tmp_path),
         *("--inputs", f"inputs={tmp_path / 'x.npy'}"),
     )
@@ -145,29 +128,23 @@ def test_saved_model_cli(version, x, answers, tmp_path):
     assert_same_bits(outputs, answers["serving_default"])
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 @contextlib.contextmanager
 def model_server(version):
     """The real server, REST and gRPC."""
     binary = shutil.which("tensorflow_model_server")
     if binary is None:
         pytest.skip("tensorflow_model_server is not on the PATH")
-    rest, grpc = free_port(), free_port()
+    rest, grpc = (address.split(":")[1] for address in free_addresses(2))
     arguments = [f"--rest_api_port={rest}", f"--port={grpc}", "--model_name=animals"]
     server = subprocess.Popen([binary, *arguments, f"--model_base_path={version.parent}"])
+
+    def available():
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            status = urllib.request.urlopen(f"http://localhost:{rest}/v1/models/animals")
+            return "AVAILABLE" in status.read().decode()
+
     try:
-        for _ in range(300):
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                status = urllib.request.urlopen(f"http://localhost:{rest}/v1/models/animals")
-                if "AVAILABLE" in status.read().decode():
-                    break
-            assert server.poll() is None, "the server ended"
-            time.sleep(0.1)
+        wait_for(available, server)
         yield rest, grpc
     finally:
         server.terminate()
@@ -177,7 +154,7 @@ def model_server(version):
 @contextlib.contextmanager
 def stand_in(version):
     """Speaks the server's two protocols, with the C loader behind: what the clients need."""
-    model = example("c_loader").SavedModel(version)
+    model = importlib.import_module("c_loader").SavedModel(version)
 
     class Rest(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -241,7 +218,7 @@ def _stand_in_grpc(model):
 @pytest.mark.parametrize("server", [model_server, stand_in])
 def test_rest_client(server, version, x, answers, tmp_path, capsys):
     pytest.importorskip("requests", reason="requests is in the extra `serving-client`")
-    client = example("client_rest")
+    client = importlib.import_module("client_rest")
     with server(version) as (port, _):
         url = f"http://localhost:{port}"
         for signature, expected in answers.items():
@@ -262,7 +239,7 @@ def test_rest_client(server, version, x, answers, tmp_path, capsys):
 @pytest.mark.parametrize("server", [model_server, stand_in])
 def test_grpc_client(server, version, x, answers, tmp_path, capsys):
     pytest.importorskip("tensorflow_serving", reason="its stubs are in the extra `serving-client`")
-    client = example("client_grpc")
+    client = importlib.import_module("client_grpc")
     with server(version) as (_, port):
         address = f"localhost:{port}"
         for signature, expected in answers.items():
@@ -279,7 +256,7 @@ def test_grpc_client(server, version, x, answers, tmp_path, capsys):
 
 def test_example_serves_digits(tmp_path, capfd):
     pytest.importorskip("matplotlib").use("Agg")
-    serve = example("serve")
+    serve = importlib.import_module("serve")
     serve.main(["--epochs", "3", "--output", str(tmp_path)])
     printed = capfd.readouterr().out
     (difference,) = re.findall(r"Largest difference of the logits: (\S+)", printed)
@@ -292,11 +269,10 @@ def test_example_serves_digits(tmp_path, capfd):
     assert "`epochs` must be at least 1" in capfd.readouterr().err
 
 
-def test_benchmark_runs(tmp_path, monkeypatch):
+def test_benchmark_runs(tmp_path):
     """In a process of its own: it asserts that Python's TensorFlow is not in it."""
     output = tmp_path / "serving.json"
-    benchmark = EXAMPLES.parent / "benchmarks" / "serving.py"
-    table = run(sys.executable, benchmark, "--rounds", "2", "--output", output)
+    table = run("benchmarks/serving.py", "--rounds", "2", "--output", output)
     assert table.count("serving_default, GLA") == 2
     rows = json.loads(output.read_text())
     assert {row["batch"] for row in rows} == {1, 128}
