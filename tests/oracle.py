@@ -58,10 +58,10 @@ def logsumexp(values, axis):
     return np.squeeze(largest, axis) + np.log(np.exp(values - largest).sum(axis=axis))
 
 
-def log_posterior(z, priors, margins, weights, target, q=0.0):
+def log_posterior(z, priors, margins, weights, target, q=0.0, shift=0.0):
     """By the stationary distribution of the whole chain, `(B, K, K)`, by state reduction."""
     margins = np.asarray(margins, "float64")
-    log_p = log_softmax(np.asarray(z, "float64")[:, None, :] / margins[:, None])
+    log_p = log_softmax(np.asarray(z, "float64")[:, None, :] / margins[:, None] + shift)
     log_s, reduced, entered = np.einsum("bkk->bk", log_p), log_p, []
     for n in range(len(margins) - 1, 0, -1):
         enter = reduced[:, :n, n] - logsumexp(reduced[:, n, :n], -1)[:, None]

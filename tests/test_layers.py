@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_balanced import BinaryGLALoss, ClassPrior, GLALoss, LogitAdjustment
+from keras_balanced import BinaryGLALoss, ClassPrior, GLALoss, LogitAdjustment, layers
 
 LABELS = np.array([0, 2, 1, 0, 0, 2, 0])
 COUNTS = [4, 1, 2]
@@ -472,3 +472,14 @@ def test_bad_logit_adjustment(arguments, message):
 def test_logit_adjustment_of_the_wrong_width():
     with pytest.raises(ValueError, match="last axis of `y_pred` must have the 3 classes"):
         LogitAdjustment([1, 2, 3])(np.zeros((2, 4)))
+
+
+def test_weights_stay_with_their_labels():
+    """Past ignored labels, and in more labels than are counted at once."""
+    prior = ClassPrior(2, ignore_class=9)
+    prior.adapt(np.array([9, 0, 1]), sample_weight=np.array([5.0, 1.0, 2.0]))
+    np.testing.assert_array_equal(prior.counts, [1.0, 2.0])
+    count = 2 * layers._CHUNK
+    labels = np.arange(count) // layers._CHUNK
+    prior.adapt(labels, sample_weight=1.0 + labels)
+    np.testing.assert_array_equal(prior.counts, [count / 2, count])

@@ -283,6 +283,33 @@ def test_a_surrogate_fills_its_defaults_and_is_a_loss(rng):
     assert again.get_config() == BalancedLoss(labels).get_config()
 
 
+@pytest.mark.parametrize("q", [0.0, 0.3])
+def test_shift_margins_and_weights_of_a_surrogate_work_together(q, rng):
+    shift, margins, weights = rng.normal(size=3), np.array([0.5, 2.0, 0.502]), np.array([1, 2, 3])
+    y, z = rng.integers(0, 3, 8), rng.normal(size=(8, 3)).astype("float32")
+    own = BalancedLoss(
+        Surrogate([6, 3, 1], q=q, shift=shift, margins=margins, weights=weights), reduction=None
+    )
+    log_s = oracle.log_softmax(z[:, None, :] / margins[:, None] + shift)
+    of_class = weights * oracle.psi(np.einsum("bkk->bk", log_s), q)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(own(y, z)), of_class[np.arange(8), y], rtol=1e-5
+    )
+    soft = rng.dirichlet(np.ones(3), 8).astype("float32")
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(own(soft, z)), (soft * of_class).sum(axis=-1), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3])
+def test_a_sure_and_wrong_probability_of_a_binary_loss_is_finite(q):
+    """At 0 as at 1: of both the loss is that of the smallest number of the dtype."""
+    loss = BinaryGLALoss(0.5, q=q, from_logits=False, reduction=None)
+    got = ops.convert_to_numpy(loss(np.array([1.0, 0.0]), np.array([0.0, 1.0], "float32")))
+    expected = oracle.psi(np.log(np.float64(np.finfo("float32").tiny)), q)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -317,3 +317,21 @@ def test_unknown_class_id(class_id):
 def test_bad_shapes(y, w, message):
     with pytest.raises(ValueError, match=message):
         BalancedAccuracy(K).update_state(y, np.zeros((4, K)), w)
+
+
+def test_a_probability_of_one_stays_in_the_last_bin_of_its_class():
+    metric = ClassCalibrationError(2)
+    metric.update_state(np.array([1]), np.array([[1.0, 0.0]], "float32"))
+    assert float(metric.result()) == 1.0
+
+
+def test_a_probability_above_one_is_none():
+    metric = ClassCalibrationError(2)
+    metric.update_state(np.array([0]), np.array([[1.5, 0.5]], "float32"))
+    assert np.isnan(float(metric.result()))
+
+
+def test_hits_of_soft_targets_belong_to_the_class_predicted():
+    metric = ClassRecall(2)
+    metric.update_state(np.array([[0.25, 0.75]], "float32"), np.array([[1.0, 0.0]], "float32"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(metric.result()), [1.0, 0.0])

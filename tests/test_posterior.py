@@ -168,6 +168,19 @@ def test_posterior_of_margins_of_ones_own_and_a_shift(rng):
         np.testing.assert_allclose(row, oracle.normalize(u * margins / weights), rtol=1e-8)
 
 
+@pytest.mark.parametrize("q", [0.0, 0.4])
+@pytest.mark.parametrize("scale", [1.0, 3000.0])
+def test_logarithm_of_the_posterior_under_margins_and_shift_does_not_underflow(scale, q, rng):
+    """Not even where every probability of a level does: its shift is far below the others'."""
+    margins, weights = np.array([0.5, 2.0, 1.0, 1.0, 2.0, 0.5]), rng.uniform(0.5, 2.0, 6)
+    shift = scale * np.array([0.0, -1.0, 0.4, 0.3, -1.1, -0.1])
+    z, uniform = rng.normal(0, scale, (5, 6)), np.full(6, 1 / 6)
+    surrogate = Surrogate(np.ones(6), q=q, margins=margins, weights=weights, shift=shift)
+    ours = BalancedLoss(surrogate, dtype="float64").log_posterior(ops.convert_to_tensor(z))
+    expected = oracle.log_posterior(z, uniform, margins, weights, uniform, q, shift)
+    np.testing.assert_allclose(ops.convert_to_numpy(ours), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_posterior_in_blocks_is_the_same(rng, monkeypatch):
     loss = GCALoss(np.arange(1, 21))
     z = rng.normal(0, 3, (2, 5, 20)).astype("float32")

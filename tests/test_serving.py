@@ -438,6 +438,11 @@ def test_every_form_of_held_out_data_calibrates_the_same(rng):
         (loss, (x, y[:, None], np.full(len(y), 3.0))),
         (loss, (odd[1], np.minimum(odd[0], 2), weights)),
         (GLALoss([40, 20, 10], ignore_class=255), (odd[1], odd[0])),
+        # The ignored first, whose weights go with them.
+        (
+            GLALoss([40, 20, 10], ignore_class=255),
+            (odd[1][::-1], odd[0][::-1], np.where(weights == 0, 9.0, 1.0)[::-1]),
+        ),
         (loss, Batches(x, y)),
         (loss, Batches(x, y, np.ones(len(y)))),
     ]

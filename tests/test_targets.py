@@ -484,3 +484,11 @@ def test_bad_binary_arguments(binary, arguments, message):
 def test_bad_binary_shapes(rates, y, z):
     with pytest.raises(ValueError, match=r"`y_true` and `y_pred` must both be.*rates"):
         BinaryGLALoss(rates)(y, z)
+
+
+def test_margins_of_many_labels_are_those_of_each():
+    rates = np.linspace(0.01, 0.4, 100)
+    margins = BinaryGCALoss(rates, margins="cube_root").surrogate.margins
+    for label in (0, 50, 99):
+        alone = BinaryGCALoss(rates[label], margins="cube_root").surrogate.margins
+        np.testing.assert_allclose(margins[label], alone, rtol=1e-12)
