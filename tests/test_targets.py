@@ -492,3 +492,16 @@ def test_margins_of_many_labels_are_those_of_each():
     for label in (0, 50, 99):
         alone = BinaryGCALoss(rates[label], margins="cube_root").surrogate.margins
         np.testing.assert_allclose(margins[label], alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize("label", [-1, 200])
+@pytest.mark.parametrize("loss", [gla_loss, gca_loss])
+def test_a_label_out_of_range_is_seen_among_many_classes(loss, label, rng):
+    z = rng.standard_normal((3, 200)).astype("float32")
+    y, counts = np.array([0, label, 1]), np.arange(1, 201)
+    if keras.backend.backend() == "jax":
+        losses = ops.convert_to_numpy(loss(y, z, counts))
+        np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
+        return
+    with pytest.raises(Exception, match=str(label)):
+        loss(y, z, counts)
