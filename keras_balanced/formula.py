@@ -66,11 +66,10 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
     if has_margins or has_weights:
         # What is out of range is for the cross-entropy to refuse.
         known = ops.clip(labels, 0, num_classes - 1)
-    if has_margins:
-        logits = logits * ops.take(_like(logits, 1.0 / surrogate.margins), known)[..., None]
-    if _differ(surrogate.shift, 0.0):
-        logits = logits + _like(logits, surrogate.shift)
-    losses = _psi(backends.sparse_cross_entropy(labels, logits, num_classes), surrogate.q)
+    scale = ops.take(_like(logits, 1.0 / surrogate.margins), known) if has_margins else None
+    shift = _like(logits, surrogate.shift) if _differ(surrogate.shift, 0.0) else None
+    cross_entropy = backends.sparse_cross_entropy(labels, logits, num_classes, scale, shift)
+    losses = _psi(cross_entropy, surrogate.q)
     if has_weights:
         losses = losses * ops.take(_like(logits, surrogate.weights), known)
     return losses if ignore_class is None else ops.where(ignored, _like(logits, 0.0), losses)

@@ -209,7 +209,7 @@ def test_unfit_models_are_refused_when_the_tuner_is_made(build, message, tmp_pat
         ({"q": [-0.1]}, r"`q` must be in \[0, 1\). Received: q=-0.1"),
         ({"losses": []}, "`losses` must be a list of at least one"),
         ({"losses": "gla"}, "`losses` must be a list"),
-        ({"losses": ["focal"]}, r"must be of \['gla', 'gca'\]. Received: losses=\['focal'\]"),
+        ({"losses": ["focal"]}, r"or a `BalancedLoss`. Received: losses=\['focal'\]"),
         ({"tau": []}, "`tau` must be a list"),
         ({"tau": ["1"]}, "`tau` must be a finite number. Received: tau='1'"),
         ({"margins": ["wide"]}, "`margins` must be"),
@@ -310,11 +310,13 @@ def test_a_save_that_fails_midway_leaves_the_last_one(tmp_path):
     tf = pytest.importorskip("tensorflow")
     hypermodel = tuning.BalancedHyperModel(build, PRIORS)
     tuner = tuning.GridSearch(hypermodel, hypermodel.objective, directory=tmp_path)
-    trial = keras_tuner.engine.trial.Trial(tuner.oracle.get_space(), "0")
+    oracle = tuner.oracle
+    trial = oracle.create_trial("tuner0")
+    of_trial = tmp_path / "untitled_project" / f"trial_{trial.trial_id}" / "trial.json"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for path, save in (
-        (tmp_path / "untitled_project" / "oracle.json", tuner.oracle.save),
-        (tmp_path / "trial.json", lambda: trial.save(str(tmp_path / "trial.json"))),
+        (tmp_path / "untitled_project" / "oracle.json", oracle.save),
+        (of_trial, lambda: oracle._save_trial(trial)),
     ):
         save()
         before = path.read_text()
