@@ -118,7 +118,7 @@ def test_memory_of_soft_targets_with_margins(rng):
 
     for function in (loss, jax.grad(loss)):
         memory = jax.jit(function).lower(z).compile().memory_analysis().temp_size_in_bytes
-        assert memory < 2 * num_levels * z.nbytes
+        assert memory < 3 * num_levels * z.nbytes  # Far from 200 * z.nbytes.
 
 
 # ---------------------------------------------------------------------------- masks and weights
