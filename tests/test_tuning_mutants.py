@@ -5,22 +5,11 @@ import json
 import keras
 import numpy as np
 import pytest
+from searches import PRIORS, build, examples
 
 from keras_balanced import tuning
 
 keras_tuner = pytest.importorskip("keras_tuner")
-
-PRIORS = [100, 30, 1]
-
-
-def build():
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-
-
-def examples(count=60):
-    rng = np.random.default_rng(0)
-    y = np.arange(count) % 3
-    return (rng.normal(size=(count, 4)) + 2 * np.eye(3, 4)[y]).astype("float32"), y
 
 
 def cross_validation(tmp_path, **kwargs):

@@ -255,7 +255,7 @@ class GridSearch(Tuner):
 def save_atomically(
     tuner_or_oracle: BaseTuner | keras_tuner.Oracle,
 ) -> BaseTuner | keras_tuner.Oracle:
-    """Makes a tuner or oracle of KerasTuner write its files in one piece.
+    """Makes a tuner or oracle of KerasTuner write its files atomically.
 
     KerasTuner writes them in place, and a kill meanwhile loses the search. The tuners and the
     oracle of this package need no call; no other tuner or oracle changes.
