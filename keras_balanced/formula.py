@@ -32,10 +32,13 @@ def as_logits(y_pred, surrogate, from_logits=True):
         return y_pred
     # The floor of the dtype, not epsilon: a wrong, confident example must keep its gradient.
     tiny = float(np.finfo(dtype).tiny)
-    logits = ops.log(ops.maximum(y_pred, tiny))
-    if surrogate.binary:
-        return logits - ops.log(ops.maximum(1.0 - y_pred, tiny))
-    return logits
+    logits = _log_from(tiny, y_pred)
+    return logits - _log_from(tiny, 1.0 - y_pred) if surrogate.binary else logits
+
+
+def _log_from(low, x):
+    # Not `ops.maximum`, which is float32 on PyTorch.
+    return ops.log(ops.where(x < low, _like(x, low), x))
 
 
 def surrogate_loss(y_true, logits, surrogate, ignore_class=None):
@@ -171,7 +174,8 @@ def _stationary(logits, surrogate):
     below = logits - ops.take(largest, level_of, axis=-1)
     below = below[..., None, :] * inverse + _like(logits, shift - largest_shift[level_of])
     of_level = _like(logits, np.eye(num_levels)[level_of])
-    log_q = ops.log(ops.matmul(ops.exp(below), of_level))
+    # An operator: `ops.matmul` of float64 is float32 on PyTorch.
+    log_q = ops.log(ops.exp(below) @ of_level)
     log_q = log_q + largest[..., None, :] * inverse + _like(logits, largest_shift)
     normalizers = ops.logsumexp(log_q, axis=-1)  # (..., G), of a row
     log_mass = _log_stationary(log_q - normalizers[..., None])
@@ -200,7 +204,7 @@ def _log_stationary(log_q):
         before = state < n
         leave = ops.where(before, ops.take(log_q, n, axis=-2), never)
         enter = ops.take(log_q, n, axis=-1) - ops.logsumexp(leave, axis=-1, keepdims=True)
-        watched = ops.logaddexp(log_q, enter[..., :, None] + leave[..., None, :])
+        watched = _log_add(log_q, enter[..., :, None] + leave[..., None, :])
         watched = ops.where(ops.equal(state, n), enter[..., :, None], watched)
         return ops.where(ops.logical_and(before[:, None], state <= n), watched, log_q)
 
@@ -211,6 +215,12 @@ def _log_stationary(log_q):
 
     log_q = ops.fori_loop(0, num_states - 1, leave_out, log_q)
     return ops.fori_loop(1, num_states, enter_from_those_before, ops.zeros_like(log_q[..., 0]))
+
+
+def _log_add(a, b):
+    # `ops.logaddexp` is float32 on PyTorch, and its gradient wrong at ties on TensorFlow.
+    larger = ops.stop_gradient(ops.where(a > b, a, b))
+    return larger + ops.log(ops.exp(a - larger) + ops.exp(b - larger))
 
 
 def _psi(cross_entropy, q):

@@ -301,12 +301,16 @@ def test_shift_margins_and_weights_of_a_surrogate_work_together(q, rng):
     )
 
 
+@pytest.mark.parametrize("dtype", sorted({"float32", DTYPE}))
 @pytest.mark.parametrize("q", [0.0, 0.3])
-def test_a_sure_and_wrong_probability_of_a_binary_loss_is_finite(q):
+def test_a_sure_and_wrong_probability_is_finite(q, dtype):
     """At 0 as at 1: of both the loss is that of the smallest number of the dtype."""
-    loss = BinaryGLALoss(0.5, q=q, from_logits=False, reduction=None)
-    got = ops.convert_to_numpy(loss(np.array([1.0, 0.0]), np.array([0.0, 1.0], "float32")))
-    expected = oracle.psi(np.log(np.float64(np.finfo("float32").tiny)), q)
+    expected = oracle.psi(np.log(np.float64(np.finfo(dtype).tiny)), q)
+    loss = BinaryGLALoss(0.5, q=q, from_logits=False, reduction=None, dtype=dtype)
+    got = ops.convert_to_numpy(loss(np.array([1.0, 0.0]), np.array([0.0, 1.0], dtype)))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    loss = GLALoss([1, 1], q=q, from_logits=False, reduction=None, dtype=dtype)
+    got = ops.convert_to_numpy(loss(np.array([1, 0]), np.array([[1, 0], [0, 1]], dtype)))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 

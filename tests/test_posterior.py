@@ -19,9 +19,16 @@ from keras_balanced import (
 )
 from keras_balanced.surrogates import gca_surrogate
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() == "jax", reason="JAX has no float64 unless it is switched on"
-)
+
+@pytest.fixture(autouse=True)
+def _float64():
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64():
+        yield
 
 
 def problem(num_classes, rng):
@@ -179,6 +186,20 @@ def test_logarithm_of_the_posterior_under_margins_and_shift_does_not_underflow(s
     ours = BalancedLoss(surrogate, dtype="float64").log_posterior(ops.convert_to_tensor(z))
     expected = oracle.log_posterior(z, uniform, margins, weights, uniform, q, shift)
     np.testing.assert_allclose(ops.convert_to_numpy(ours), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradient_of_the_posterior_where_levels_tie(gradient):
+    """At equal logits, half of the classes in the last level: that of central differences."""
+    loss = GCALoss(np.ones(4), margins=[0.5, 1.0, 1.5, 1.5], dtype="float64")
+
+    def first_and_last(z):
+        return loss.log_posterior(z)[..., 0] + 2.0 * loss.log_posterior(z)[..., 3]
+
+    z, step = np.zeros((1, 4)), 1e-5 * np.eye(4)
+    up, down = (
+        ops.convert_to_numpy(first_and_last(ops.convert_to_tensor(z + s))) for s in (step, -step)
+    )
+    np.testing.assert_allclose(gradient(first_and_last, z)[0], (up - down) / 2e-5, atol=1e-8)
 
 
 def test_posterior_in_blocks_is_the_same(rng, monkeypatch):
