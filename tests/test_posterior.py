@@ -188,8 +188,8 @@ def test_logarithm_of_the_posterior_under_margins_and_shift_does_not_underflow(s
     np.testing.assert_allclose(ops.convert_to_numpy(ours), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_gradient_of_the_posterior_where_levels_tie(gradient):
-    """At equal logits, half of the classes in the last level: that of central differences."""
+def test_gradient_of_the_posterior_at_equal_logits(gradient):
+    """That of central differences, also with half of the classes in the last level."""
     loss = GCALoss(np.ones(4), margins=[0.5, 1.0, 1.5, 1.5], dtype="float64")
 
     def first_and_last(z):
