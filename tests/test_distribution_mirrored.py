@@ -31,17 +31,16 @@ K = len(COUNTS)
 STEPS, FEATURES = 4, 6  # of a sequence
 CROSS_ENTROPY = (lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True), "sparse")
 LOSSES = {
-    "ce": CROSS_ENTROPY,
     "post_hoc": CROSS_ENTROPY,
     "gla": (lambda: GLALoss(COUNTS, q=0.4, tau=1.0), "sparse"),
-    "gla_soft": (lambda: GLALoss(COUNTS, q=0.2, tau=None), "soft"),
     "gla_ignore": (lambda: GLALoss(COUNTS, ignore_class=-1), "ignore"),
     "gca": (lambda: GCALoss(COUNTS, q=0.2, margins="cube_root", consistent=True), "sparse"),
     "gca_soft": (lambda: GCALoss(COUNTS, margins="cube_root", consistent=False), "soft"),
-    "weighted_ce": (lambda: GCALoss(COUNTS, margins=None, consistent=False), "sparse"),
     "binary_gla": (lambda: BinaryGLALoss(0.2, q=0.3), "binary"),
     "binary_gca": (lambda: BinaryGCALoss(0.2), "binary"),
 }
+# On four replicas.
+FEW = {name: LOSSES[name] for name in ("gla", "gca_soft", "binary_gla")}
 UNEVEN = {
     "ce": CROSS_ENTROPY,
     "gla": LOSSES["gla"],
@@ -55,17 +54,10 @@ UNEVEN_CASES = {
     "uneven masks": ((60, 30), {"even_masks": False}),
 }
 # Of each loss the cross-entropy with the same class weights, which it is given as sample weights.
-BINARY_CROSS_ENTROPY = (lambda: keras.losses.BinaryCrossentropy(from_logits=True), "binary")
-REFERENCES = {
-    "gla": "ce",
-    "gca": "ce_reweighted",
-    "gca_soft": "ce_reweighted",
-    "binary_gca": "binary_ce_reweighted",
-}
+REFERENCES = {"gla": "ce", "gca": "ce_reweighted", "gca_soft": "ce_reweighted"}
 HALF_PRECISION = {name: LOSSES[name] for name in REFERENCES} | {
     "ce": CROSS_ENTROPY,
     "ce_reweighted": CROSS_ENTROPY,
-    "binary_ce_reweighted": BINARY_CROSS_ENTROPY,
 }
 
 
@@ -119,7 +111,6 @@ def batches(losses, examples, batch, even_masks=True, repeat=False):
             # Of a sum, what makes it a part of the mean over the global batch.
             "gla_sum": 1.0 / (batch * STEPS),
             "ce_reweighted": tf.gather(np.float32(sum(COUNTS) / np.multiply(K, COUNTS)), y),
-            "binary_ce_reweighted": tf.where(y > 1, 0.5 / 0.2, 0.5 / 0.8),
         }
         scaled = {name: w * scales.get(name, 1.0) for name in losses}
         return x, {name: labels[kind] for name, (_, kind) in losses.items()}, scaled
@@ -142,6 +133,7 @@ class Trainer:
             of_classes, binary = metrics() if with_metrics else ([], [])
             self.model.compile(
                 keras.optimizers.SGD(0.05, momentum=0.9),
+                jit_compile=False,  # Compiling takes longer than it saves.
                 loss={name: loss() for name, (loss, _) in losses.items()},
                 weighted_metrics={"gla": of_classes, "binary_gla": binary}
                 if "binary_gla" in losses
@@ -176,7 +168,7 @@ class Trainer:
 def compare(alone, many):
     """How far the replicas end up from one device: weights of each branch, logs."""
     before, one, two = (
-        {name: np.array(weights) for name, weights in of_branches.items()}
+        {name: np.array(of_branches[name]) for name in many["after"]}
         for of_branches in (alone["before"], alone["after"], many["after"])
     )
     return {
@@ -191,6 +183,8 @@ def compare(alone, many):
             / max(np.abs(values).max(), 1e-3)  # The recall of a class can be 0.
             for kind in alone["logs"]
             for name, values in alone["logs"][kind].items()
+            # The loss of all branches is of others where there are fewer.
+            if name in many["logs"][kind] and (name != "loss" or len(one) == len(alone["after"]))
         },
     }
 
@@ -225,7 +219,8 @@ def main(replicas):
     )
     # One for all: a second one in the process mixes its collectives up with those of the first.
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-    found = {"even": Trainer(strategy, LOSSES).train(96, 32, evaluate=True)}
+    losses = LOSSES if replicas == 2 else FEW
+    found = {"even": Trainer(strategy, losses).train(96, 32, evaluate=True)}
     if replicas == 2:
         one = tf.distribute.get_strategy()
         found["even, alone"] = Trainer(one, LOSSES).train(96, 32, evaluate=True)
@@ -258,8 +253,9 @@ def found():
     }
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("replicas", "loss"), [*((2, name) for name in LOSSES), *((4, name) for name in FEW)]
+)
 def test_even_batches_are_exact(found, replicas, loss):
     case = found[replicas]["even"]
     assert case["moved"][loss] > 0.1
@@ -270,7 +266,8 @@ def test_even_batches_are_exact(found, replicas, loss):
 def test_logs_of_epochs_are_exact(found, replicas):
     logs = found[replicas]["even"]["logs"]
     assert {"evaluate gla_balanced_accuracy", "fit gla_class_recall", "fit gla_loss"} <= set(logs)
-    assert len([name for name in logs if name.startswith("fit")]) >= len(LOSSES) + 7
+    losses = LOSSES if replicas == 2 else FEW
+    assert len([name for name in logs if name.startswith("fit")]) >= len(losses) + 7
     assert max(logs.values()) < 1e-6
 
 

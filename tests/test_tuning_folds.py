@@ -37,7 +37,7 @@ def test_cross_validation_scores_are_the_means_of_the_folds(name, tmp_path):
     tuner = tuning.CrossValidation(
         ORACLES[name](hypermodel.objective), hypermodel, folds=3, directory=tmp_path
     )
-    tuner.search(x, y, epochs=2, batch_size=30, verbose=0)
+    tuner.search(x, y, epochs=2, batch_size=60, verbose=0)
     trials = tuner.oracle.get_best_trials(3)
     assert len(trials) == 3
     for trial in trials:
@@ -50,7 +50,7 @@ def test_cross_validation_scores_are_the_means_of_the_folds(name, tmp_path):
     model = tuner.get_best_models()[0]
     # Refitted on all: as a training by hand.
     by_hand = hypermodel.build(trials[0].hyperparameters)
-    by_hand.fit(x, y, epochs=2, batch_size=30, verbose=0)
+    by_hand.fit(x, y, epochs=2, batch_size=60, verbose=0)
     np.testing.assert_allclose(
         model.predict(x, verbose=0), by_hand.predict(x, verbose=0), rtol=1e-4, atol=1e-5
     )
@@ -79,10 +79,17 @@ def test_a_fold_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
 
     dataset = tf.data.Dataset.from_tensor_slices((x, y))
     for name, data in (("arrays", (x, y)), ("dataset", (dataset,))):
-        hypermodel = Spy(build, PRIORS, losses=["gla"], q=[0.0], tau=[None])
+        hypermodel = Spy(
+            build,
+            PRIORS,
+            losses=["gla"],
+            q=[0.0],
+            tau=[None],
+            compile_kwargs={"run_eagerly": True},
+        )
         oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
         tuner = tuning.CrossValidation(oracle, hypermodel, folds=5, directory=tmp_path / name)
-        tuner.search(*data, epochs=1, batch_size=8, verbose=0)
+        tuner.search(*data, epochs=1, batch_size=30, verbose=0)
     arrays, datasets = seen[:5], seen[5:]
     assert arrays == datasets
     assert sorted(i for _, held_out in arrays for i in held_out) == list(range(30))
@@ -100,7 +107,9 @@ def test_early_stopping_decides_how_long_the_refitted_model_trains(tmp_path):
         def on_train_end(self, logs=None):
             epochs.append(len(self.model.history.epoch))
 
-    hypermodel = tuning.BalancedHyperModel(build, PRIORS, losses=["gla"], q=[0.0], tau=[None])
+    hypermodel = tuning.BalancedHyperModel(
+        build, PRIORS, losses=["gla"], q=[0.0], tau=[None], compile_kwargs={"run_eagerly": True}
+    )
     oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
     tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
     stop = keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=1e9)
@@ -220,6 +229,38 @@ def test_the_refitted_model_trains_for_as_many_epochs_as_the_best_ones(tmp_path)
     tuner.get_best_models()
     assert epochs[:2] == [5, 5]
     assert epochs[2] == 3
+
+
+def test_a_model_that_was_not_written_whole_is_not_loaded(tmp_path, monkeypatch):
+    x, y = examples()
+    hypermodel = tuning.BalancedHyperModel(
+        build, PRIORS, losses=["gla"], q=[0.0], tau=[None], compile_kwargs={"run_eagerly": True}
+    )
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    tuner.search(x, y, epochs=1, verbose=0)
+    save = keras.Model.save
+
+    def stop_halfway(model, path, *args, **kwargs):
+        save(model, path, *args, **kwargs)
+        with open(path, "r+b") as file:
+            file.truncate(100)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save", stop_halfway)
+        with pytest.raises(KeyboardInterrupt):
+            tuner.get_best_models()
+    assert tuner.get_best_models()[0].predict(x, verbose=0).shape == (60, 3)
+
+
+def test_folds_have_one_size_over_all_and_in_each_class():
+    labels = np.repeat(np.arange(7), 3)  # Three of each class, in two folds and in five.
+    for folds in (2, 5):
+        fold_of = tuning.heads.assign_folds(labels, folds, seed=0)
+        assert np.ptp(np.bincount(fold_of, minlength=folds)) <= 1
+        for k in range(7):
+            assert np.ptp(np.bincount(fold_of[labels == k], minlength=folds)) <= 1
 
 
 def cross_validation(tmp_path, folds=3):
