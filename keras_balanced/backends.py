@@ -16,38 +16,100 @@ def name():
 
 
 def sparse_cross_entropy(labels, logits, num_classes, scale=None, shift=None):
-    """Returns `-log softmax(logits * scale + shift)[labels]`, `(...)`, for integer labels.
+    """Returns `-log softmax(logits * scale + shift)[labels]`, `(...)`, for labels in `[0, K)`.
 
-    `logits` are `(..., K)`, `scale` is `(...)` and `shift` `(K,)`; `None` is 1 and 0. A label
-    outside `[0, K)` raises an error that names it on PyTorch, and on TensorFlow on a CPU without
-    XLA. Elsewhere its value is NaN.
+    `logits` are `(..., K)`, `scale` is `(...)` and `shift` `(K,)`; `None` is 1 and 0.
     """
     adjusted = logits if scale is None else logits * scale[..., None]
     adjusted = adjusted if shift is None else adjusted + shift
     if name() == "tensorflow" and num_classes <= _NATIVE_CLASSES:
         return ops.sparse_categorical_crossentropy(labels, adjusted, from_logits=True)
-    valid = ops.logical_and(labels >= 0, labels < num_classes)
-    if name() == "torch" and not ops.all(valid):
-        bad = np.unique(ops.convert_to_numpy(labels)[~ops.convert_to_numpy(valid)])
-        raise ValueError(
-            f"`y_true` must be in [0, {num_classes}). Received: labels {bad[:10].tolist()}"
-        )
-    if name() == "tensorflow":
-        # An operation that refuses them: a scatter, of zeros, whose sum changes nothing.
-        flat = ops.reshape(labels, (-1,))
-        zeros = ops.scatter(flat[:, None], ops.zeros_like(flat), (num_classes,))
-        labels = labels + ops.sum(zeros)
     # Under XLA this takes less time than Keras's own; and outside it, with the true logit from the
     # unadjusted ones, TensorFlow needs one array less.
     is_class = ops.equal(labels[..., None], ops.arange(num_classes, dtype=labels.dtype))
     zero = ops.convert_to_tensor(0.0, dtype=logits.dtype)
     true = ops.sum(ops.where(is_class, logits, zero), axis=-1)
     true = true if scale is None else true * scale
-    true = true if shift is None else true + ops.take(shift, ops.where(valid, labels, 0))
-    largest = ops.stop_gradient(ops.max(adjusted, axis=-1))
-    normalizer = ops.log(ops.sum(ops.exp(adjusted - largest[..., None]), axis=-1))
-    losses = normalizer - (true - largest)
-    return ops.where(valid, losses, ops.full_like(losses, np.nan))
+    true = true if shift is None else true + ops.take(shift, labels)
+    maximum = ops.stop_gradient(largest(adjusted))
+    normalizer = ops.log(ops.sum(ops.exp(adjusted - maximum[..., None]), axis=-1))
+    return normalizer - (true - maximum)
+
+
+def largest(values):
+    """Returns the maximum over the last axis, also of an empty batch, which Keras refuses."""
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.reduce_max(values, axis=-1)
+    if name() == "torch":
+        return values.amax(dim=-1)
+    return ops.max(values, axis=-1)
+
+
+def refuse_unless(valid, labels, message):
+    """Returns `valid`, and raises an error with the labels unless all are, where it can be seen.
+
+    That is on PyTorch, and on TensorFlow without XLA. On JAX nothing raises.
+    """
+    if name() == "jax":
+        return valid
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.executing_eagerly():
+            # What is out of range is the smallest or the largest.
+            received = [
+                " Received: labels from",
+                tf.reduce_min(labels),
+                "to",
+                tf.reduce_max(labels),
+            ]
+            check = tf.debugging.Assert(tf.reduce_all(valid), [message, *received])
+            with tf.control_dependencies([check]):
+                return tf.identity(valid)
+    if not ops.all(valid):
+        bad = np.unique(ops.convert_to_numpy(labels)[~ops.convert_to_numpy(valid)])
+        raise ValueError(f"{message} Received: labels {bad[:10].tolist()}")
+    return valid
+
+
+def is_dense_tensor(values):
+    """Returns whether `values` is a tensor of the backend in use, or one without a value."""
+    is_tensor = ops.is_tensor(values) or isinstance(values, keras.KerasTensor)
+    return is_tensor and not is_ragged_or_sparse(values)
+
+
+def is_ragged_or_sparse(values):
+    """Returns whether `values` is a ragged or sparse tensor of any library."""
+    if isinstance(values, np.ndarray):
+        return False
+    is_scipy, is_torch = hasattr(values, "toarray"), getattr(values, "is_sparse", False) is True
+    return is_scipy or is_torch or type(values).__name__ in ("RaggedTensor", "SparseTensor", "BCOO")
+
+
+def dense(values):
+    """Returns a sparse tensor as a dense one."""
+    if type(values).__name__ == "SparseTensor":
+        import tensorflow as tf
+
+        return tf.sparse.to_dense(values)
+    return values.to_dense() if hasattr(values, "to_dense") else values.toarray()
+
+
+def stored_values(values):
+    """Returns the numbers `(N, ...)` that a ragged or sparse tensor holds, and no padding."""
+    kind = type(values).__name__
+    if kind == "RaggedTensor":
+        return values.flat_values
+    if kind in ("SparseTensor", "BCOO"):
+        return values.values if kind == "SparseTensor" else values.data
+    return values.coalesce().values() if hasattr(values, "coalesce") else values.data
+
+
+def rows_of_values(ragged):
+    """Returns the row `(N,)` of each value of a ragged tensor of two axes, or `None`."""
+    return ragged.value_rowids() if getattr(ragged, "ragged_rank", None) == 1 else None
 
 
 def is_tf_symbol(tensor):
@@ -127,6 +189,11 @@ def refuse_probabilities(y_pred):
         )
 
 
+def set_direction(metric, direction):
+    """Tells Keras's callbacks whether a metric should go `"up"` or `"down"`."""
+    metric._direction = direction
+
+
 def last_layer(model):
     """Returns the layer that gives the model's output."""
     layer = model
@@ -135,9 +202,36 @@ def last_layer(model):
     return layer
 
 
-def gives_probabilities(layer):
-    """Returns whether a layer ends in a softmax or sigmoid; also on JAX, where no mark is left."""
-    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    )
+def probability_layer(model):
+    """Returns the softmax or sigmoid, or the layer with one, that a model ends in, or `None`.
+
+    Also behind what changes only the form; and on JAX, where Keras leaves no mark.
+    """
+    for layer in _from_the_end(model):
+        kind, activation = type(layer).__name__, getattr(layer, "activation", None)
+        activations = (keras.activations.softmax, keras.activations.sigmoid)
+        if kind in ("Softmax", "Sigmoid") or activation in activations:
+            return layer
+        if kind not in _FORMS and (kind, activation) != ("Activation", keras.activations.linear):
+            return None
+    return None
+
+
+# Layers and operations that change no number.
+_FORMS = ("Reshape", "Flatten", "Permute", "Identity", "Squeeze", "ExpandDims", "Cast", "Dropout")
+
+
+def _from_the_end(model):
+    """Yields the layers and operations of a model, from its (first) output backwards."""
+    if not getattr(model, "outputs", None):  # Not built.
+        for layer in reversed(getattr(model, "layers", [])):
+            yield from _from_the_end(layer) if hasattr(layer, "layers") else [layer]
+        return
+    tensor = model.outputs[0]
+    while (history := getattr(tensor, "_keras_history", None)) is not None:
+        operation, node = history.operation, history.node_index
+        yield from _from_the_end(operation) if hasattr(operation, "layers") else [operation]
+        inputs = operation._inbound_nodes[node].input_tensors
+        if len(inputs) != 1:
+            return
+        tensor = inputs[0]

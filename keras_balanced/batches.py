@@ -31,6 +31,11 @@ def labels_and_weights(data, sample_weight, steps):
             "`adapt` expected labels or batches. Received: a tuple; pass only its labels, "
             "as in `adapt(y_train)`"
         )
+    if isinstance(data, dict):
+        raise ValueError(
+            "`adapt` counts the labels of one output. Received: a dict; pass those of one, as in "
+            f"`adapt(y[{next(iter(data), '...')!r}])`"
+        )
     first = data
     while isinstance(first, list) and first:
         first = first[0]
@@ -53,4 +58,19 @@ def labels_and_weights(data, sample_weight, steps):
             batch, weights = batch[1], batch[2] if len(batch) == 3 else None
         if sample_weight and weights is None:
             raise ValueError("`sample_weight=True` needs batches (x, labels, weights)")
+        if isinstance(batch, (dict, tuple)) or _is_list_of_arrays(batch):
+            raise ValueError(
+                "`adapt` counts the labels of one output. Received: labels in a "
+                f"{type(batch).__name__}; pass those of one, as in "
+                "`adapt(dataset.map(lambda x, y: y[...]))`"
+            )
         yield batch, weights if sample_weight else None
+
+
+def _is_list_of_arrays(batch):
+    return (
+        isinstance(batch, list)
+        and bool(batch)
+        and hasattr(batch[0], "shape")
+        and len(batch[0].shape) > 0
+    )

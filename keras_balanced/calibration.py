@@ -117,7 +117,7 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
             "negative_log_likelihood": negative_log_likelihood(temperature),
             "class_calibration_error": float(calibration_error.result()),
         }
-        moved = p * (mix / target)
+        moved = p * np.divide(mix, target, where=target > 0, out=np.zeros_like(mix))
         probabilities[name] = moved / moved.sum(axis=-1, keepdims=True)
     return _Calibration(temperatures["after"], **errors, probabilities=probabilities, labels=labels)
 
@@ -171,7 +171,8 @@ def estimate_target_priors(
         - [Saerens et al., 2002](https://doi.org/10.1162/089976602753284446)
     """
     probabilities = np.asarray(ops.convert_to_numpy(probabilities), dtype="float64")
-    priors = validation.check_mix("training_priors", training_priors)
+    # A class that never occurs has 0 here, and in all probabilities.
+    priors = validation.check_mix("training_priors", training_priors, zeros=True)
     max_iterations = validation.check_integer("max_iterations", max_iterations, low=1)
     tolerance = validation.check_number("tolerance", tolerance, low=0.0)
     if probabilities.ndim != 2 or probabilities.shape[1] != len(priors) or not len(probabilities):
@@ -196,7 +197,12 @@ def estimate_target_priors(
             f"classes. Received: {len(probabilities)} examples for {seen.shape[1]} classes, in "
             "which the classes' probabilities depend on each other"
         )
-    ratios = probabilities / priors
+    if (probabilities[:, priors == 0] > 0).any():
+        raise ValueError(
+            "`probabilities` must be 0 for a class whose training prior is 0. Received: others "
+            f"for the class ids {np.flatnonzero(priors == 0).tolist()}"
+        )
+    ratios = probabilities / np.where(priors > 0, priors, 1.0)
     for _ in range(max_iterations):
         gain = (ratios / (ratios @ priors)[:, None]).mean(axis=0)
         if gain.max() - 1.0 <= tolerance:
@@ -240,8 +246,8 @@ def check_model(model, loss):
         raise ValueError(
             f"`model` must have one output, the logits. Received: {len(model.outputs)} outputs"
         )
-    layer = backends.last_layer(model)
-    if loss.from_logits and backends.gives_probabilities(layer):
+    layer = backends.probability_layer(model)
+    if loss.from_logits and layer is not None:
         raise ValueError(
             "`model` must give logits, since its loss has `from_logits=True`. Received: a model "
             f"that ends in the softmax or sigmoid of its layer {layer.name!r}"
@@ -288,7 +294,7 @@ def _labelled(loss, y_pred, y_true, weights=None):
     """Returns the log-posterior, labels and weights of the labelled positions of a batch."""
     num_classes = len(loss.surrogate.priors)
     logits = loss.logits(y_pred)
-    y_true = ops.convert_to_numpy(y_true)
+    y_true = targets.as_numpy("Labels", y_true)
     if loss.surrogate.binary:
         logits = ops.reshape(logits, (-1,))
         shape = tuple(logits.shape)
@@ -305,7 +311,8 @@ def _labelled(loss, y_pred, y_true, weights=None):
             y_true = y_true.argmax(axis=-1)
     labels = y_true.reshape(-1)
     kept = np.ones(labels.shape, bool) if loss.ignore_class is None else labels != loss.ignore_class
-    bad = np.unique(labels[kept & ~np.isin(labels, np.arange(num_classes))])
+    occurs = loss.surrogate.occurs
+    bad = np.unique(labels[kept & ~np.isin(labels, np.flatnonzero(occurs))])
     if bad.size:
         raise ValueError(
             f"The labels of `validation_data` must be integers in [0, {num_classes}). "
@@ -314,7 +321,7 @@ def _labelled(loss, y_pred, y_true, weights=None):
     if weights is None:
         weights = np.ones(labels.shape)
     else:
-        weights = ops.convert_to_tensor(weights, dtype="float32")
+        weights = ops.convert_to_tensor(targets.as_numpy("Weights", weights), dtype="float32")
         weights = ops.convert_to_numpy(targets.match_weights(weights, shape)).reshape(-1)
     logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]
     log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))

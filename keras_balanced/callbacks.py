@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_balanced import batches, metrics, validation
+from keras_balanced import backends, batches, losses, metrics, validation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,8 @@ class PerClassReport(keras.callbacks.Callback):
         class_names: Name of each class, `K` of them. `None` is their numbers.
         num_classes_shown: How many classes to print, at least 1. Defaults to 5.
         ignore_class: Integer label that is not counted.
+        output_name: Name of the output to report on, of a model with several in a dict; the labels
+            are then a dict of the same names. `None` is the only output.
 
     Raises:
         ValueError: for bad arguments, or names that do not fit the model's outputs.
@@ -50,6 +52,7 @@ class PerClassReport(keras.callbacks.Callback):
         class_names: Sequence[str] | None = None,
         num_classes_shown: int = 5,
         ignore_class: int | None = None,
+        output_name: str | None = None,
     ):
         super().__init__()
         arrays_in_a_list = isinstance(validation_data, list) and hasattr(
@@ -66,11 +69,20 @@ class PerClassReport(keras.callbacks.Callback):
             "num_classes_shown", num_classes_shown, low=1
         )
         self.ignore_class = ignore_class
+        self.output_name = output_name
 
     def on_train_begin(self, logs=None):
         # So that what does not fit is found before an epoch has passed.
+        loss = getattr(self.model, "loss", None)
+        if isinstance(loss, losses.BalancedLoss) and loss.from_logits:
+            layer = backends.probability_layer(self.model)
+            if layer is not None:  # On JAX the loss cannot see it.
+                raise ValueError(
+                    "The model must give logits, since its loss has `from_logits=True`. Received: "
+                    f"a model that ends in the softmax or sigmoid of its layer {layer.name!r}"
+                )
         for x, _, _ in self._batches():
-            num_classes = self.model(x, training=False).shape[-1]
+            num_classes = self._logits(x).shape[-1]
             break
         else:
             raise ValueError("`validation_data` expected at least one batch. Received: none")
@@ -90,7 +102,8 @@ class PerClassReport(keras.callbacks.Callback):
         self._recall.reset_state()
         for x, y, weights in self._batches():
             # Not `predict`, which loses the masks.
-            self._recall.update_state(y, self.model(x, training=False), weights)
+            y, weights = (self._of_output(part) for part in (y, weights))
+            self._recall.update_state(y, self._logits(x), weights)
         recalls = keras.ops.convert_to_numpy(self._recall.result())
         if np.isnan(recalls).any():
             raise ValueError(
@@ -104,13 +117,30 @@ class PerClassReport(keras.callbacks.Callback):
             name = class_id if self.class_names is None else self.class_names[class_id]
             print(f"  recall {recalls[class_id]:.3f}  {name}")
 
+    def _logits(self, x):
+        outputs = self.model(x, training=False)
+        if isinstance(outputs, (dict, list, tuple)) and (
+            not isinstance(outputs, dict) or self.output_name not in outputs
+        ):
+            names = list(outputs) if isinstance(outputs, dict) else "without names"
+            raise ValueError(
+                "`output_name` must be one of the outputs of the model, in a dict. Received: "
+                f"output_name={self.output_name!r} and outputs {names}"
+            )
+        return self._of_output(outputs)
+
+    def _of_output(self, values):
+        return values[self.output_name] if isinstance(values, dict) else values
+
     def _batches(self, batch_size=256):
         data = self.validation_data
         if isinstance(data, tuple):
-            arrays = tuple(array for array in data if array is not None)
+            arrays = keras.tree.map_structure(
+                np.asarray, tuple(array for array in data if array is not None)
+            )
             data = (
                 keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)
-                for i in range(0, len(data[1]), batch_size)
+                for i in range(0, len(keras.tree.flatten(arrays[1])[0]), batch_size)
             )
         for batch in batches.iterate_batches(data):
             # As arrays: JAX takes no tensors of other libraries.

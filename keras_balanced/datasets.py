@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from keras_balanced import validation
+from keras_balanced import targets, validation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -106,7 +106,7 @@ def long_tail(
     if is_dataset:
         labels = np.array([int(label) for _, label in x.as_numpy_iterator()])
     else:
-        labels = np.asarray(y)
+        labels = targets.as_numpy("`y`", y, "integer labels `(N,)`")
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(x):
             raise ValueError(
                 "`y` must be integer labels `(N,)`, one for each of the examples in `x`. "
@@ -160,7 +160,7 @@ def stratified_split(y: ArrayLike, fraction: float, seed: int = 0) -> tuple[np.n
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must be in (0, 1). Received: fraction={fraction!r}")
-    y = np.asarray(y)
+    y = np.asarray(y) if np.ndim(y) == 1 else targets.class_ids("y", y)
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(y), bool)
     for k in np.unique(y):

@@ -20,11 +20,11 @@ _BLOCK = 2**25  # Numbers in the largest array of the posterior under margins.
 
 def as_logits(y_pred, surrogate, from_logits=True):
     """Returns predictions, logits or probabilities, as float32 or float64 logits."""
+    y_pred = targets.as_tensor("y_pred", y_pred)
     if from_logits:
         backends.refuse_probabilities(y_pred)
     elif (logits := backends.logits_of(y_pred)) is not None:
         y_pred, from_logits = logits, True
-    y_pred = ops.convert_to_tensor(y_pred)
     dtype = keras.backend.standardize_dtype(y_pred.dtype)
     if dtype not in ("float32", "float64"):
         y_pred, dtype = ops.cast(y_pred, "float32"), "float32"
@@ -43,12 +43,12 @@ def _log_from(low, x):
 
 def surrogate_loss(y_true, logits, surrogate, ignore_class=None):
     """Returns the loss `(...)` of each target under logits: of a binary surrogate of each label."""
-    y_true = ops.convert_to_tensor(y_true)
+    y_true = targets.as_tensor("y_true", y_true)
     if surrogate.binary:
         return _binary_loss(y_true, logits, surrogate, ignore_class)
     y_true, sparse = targets.match_shapes(y_true, logits, len(surrogate.priors))
     if sparse:
-        return _sparse_loss(ops.cast(y_true, "int32"), logits, surrogate, ignore_class)
+        return _sparse_loss(y_true, logits, surrogate, ignore_class)
     if ignore_class is not None:
         raise ValueError(
             "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
@@ -65,20 +65,37 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
         logits = ops.where(ignored[..., None], _like(logits, 0.0), logits)
 
     num_classes = len(surrogate.priors)
-    has_margins, has_weights = _differ(surrogate.margins, 1.0), _differ(surrogate.weights, 1.0)
-    if has_margins or has_weights:
-        # What is out of range is for the cross-entropy to refuse.
-        known = ops.clip(labels, 0, num_classes - 1)
-    scale = ops.take(_like(logits, 1.0 / surrogate.margins), known) if has_margins else None
-    shift = _like(logits, surrogate.shift) if _differ(surrogate.shift, 0.0) else None
+    labels, valid = targets.check_labels(labels, num_classes, surrogate.occurs)
+    scale = shift = None
+    if _differ(surrogate.margins, 1.0):
+        scale = ops.take(_like(logits, 1.0 / surrogate.margins), labels)
+    if _differ(surrogate.shift, 0.0):
+        shift = _like(logits, surrogate.shift)
     cross_entropy = backends.sparse_cross_entropy(labels, logits, num_classes, scale, shift)
     losses = _psi(cross_entropy, surrogate.q)
-    if has_weights:
-        losses = losses * ops.take(_like(logits, surrogate.weights), known)
+    if _differ(surrogate.weights, 1.0):
+        losses = losses * ops.take(_like(logits, surrogate.weights), labels)
+    if surrogate.label_smoothing:
+        mix = _like(logits, surrogate.label_smoothing * surrogate.smoothing_mix)
+        smoothed = ops.sum(mix * _losses_of_classes(logits, surrogate), axis=-1)
+        losses = (1.0 - surrogate.label_smoothing) * losses + smoothed
+    losses = ops.where(valid, losses, _like(logits, np.nan))
     return losses if ignore_class is None else ops.where(ignored, _like(logits, 0.0), losses)
 
 
 def _soft_loss(y_true, logits, surrogate):
+    if not surrogate.occurs.all():
+        nan = ops.where(ops.equal(y_true, 0), y_true, _like(logits, np.nan))
+        y_true = ops.where(ops.convert_to_tensor(surrogate.occurs), y_true, nan)
+    if surrogate.label_smoothing:
+        mix = _like(logits, surrogate.label_smoothing * surrogate.smoothing_mix)
+        total = ops.sum(y_true, axis=-1, keepdims=True)
+        y_true = (1.0 - surrogate.label_smoothing) * y_true + total * mix
+    return ops.sum(y_true * _losses_of_classes(logits, surrogate), axis=-1)
+
+
+def _losses_of_classes(logits, surrogate):
+    """Returns the loss `(..., K)` that each class would have as the true one."""
     shift = _like(logits, surrogate.shift)
     if not _differ(surrogate.margins, 1.0):
         cross_entropies = -ops.log_softmax(logits + shift)
@@ -87,8 +104,7 @@ def _soft_loss(y_true, logits, surrogate):
         normalizers = ops.logsumexp(logits[..., None, :] * inverse + shift, axis=-1)
         true = logits * _like(logits, 1.0 / surrogate.margins) + shift
         cross_entropies = ops.take(normalizers, surrogate.level_of, axis=-1) - true
-    losses = _psi(cross_entropies, surrogate.q) * _like(logits, surrogate.weights)
-    return ops.sum(y_true * losses, axis=-1)
+    return _psi(cross_entropies, surrogate.q) * _like(logits, surrogate.weights)
 
 
 def _binary_loss(y_true, logits, surrogate, ignore_class):
@@ -99,6 +115,10 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
         ignored = ops.equal(y_true, ignore_class)
         y_true = ops.where(ignored, _like(logits, 0.0), y_true)
         logits = ops.where(ignored, _like(logits, 0.0), logits)
+    valid = ops.logical_and(y_true >= 0, y_true <= 1)
+    if surrogate.label_smoothing:
+        mix = _like(logits, surrogate.label_smoothing * surrogate.smoothing_mix[..., 1])
+        y_true = (1.0 - surrogate.label_smoothing) * y_true + mix
 
     def loss_of(label):
         shift = surrogate.shift[..., 1] - surrogate.shift[..., 0]
@@ -107,7 +127,6 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
         return losses * _like(logits, surrogate.weights[..., label])
 
     losses = y_true * loss_of(1) + (1.0 - y_true) * loss_of(0)
-    valid = ops.logical_and(y_true >= 0, y_true <= 1)
     losses = losses * ops.where(valid, _like(logits, 1.0), _like(logits, np.nan))
     return losses if ignore_class is None else ops.where(ignored, _like(logits, 0.0), losses)
 
@@ -124,12 +143,35 @@ def log_posterior(logits, surrogate, target_priors):
     if surrogate.binary:
         logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
         log_u, log_s = _stationary_of_two(logits, surrogate)
-    elif not _differ(surrogate.margins, 1.0):
-        log_u = log_s = ops.log_softmax(logits + _like(logits, surrogate.shift))
     else:
-        log_u, log_s = _in_blocks(lambda z: _stationary(z, surrogate), logits, surrogate)
-    change = np.log(target_priors * surrogate.margins / surrogate.priors / surrogate.weights)
-    return ops.log_softmax(log_u - surrogate.q * log_s + _like(logits, change))
+        logits = mask_absent(logits, surrogate)
+        if not _differ(surrogate.margins, 1.0):
+            log_u = log_s = ops.log_softmax(logits + _like(logits, surrogate.shift))
+        else:
+            log_u, log_s = _in_blocks(lambda z: _stationary(z, surrogate), logits, surrogate)
+    log_eta = log_u - surrogate.q * log_s + _log_ratio(logits, surrogate.margins, surrogate.weights)
+    if surrogate.label_smoothing:
+        log_eta = _without_smoothing(ops.log_softmax(log_eta), surrogate)
+    # From the training mix, which of an absent class says nothing, to the other.
+    priors = np.where(surrogate.occurs, surrogate.priors, 1.0)
+    target = np.where(surrogate.occurs, target_priors, 1.0)
+    return ops.log_softmax(mask_absent(log_eta + _log_ratio(logits, target, priors), surrogate))
+
+
+def mask_absent(logits, surrogate):
+    """Returns logits with a large negative number for the classes that do not occur."""
+    if surrogate.occurs.all():
+        return logits
+    # Not infinite: the difference of two would be NaN.
+    low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else -1e9
+    return ops.where(ops.convert_to_tensor(surrogate.occurs), logits, _like(logits, low))
+
+
+def _without_smoothing(log_eta, surrogate):
+    """Returns the logarithm of the posterior of the labels before they were smoothed."""
+    eta = ops.exp(log_eta) - _like(log_eta, surrogate.label_smoothing * surrogate.smoothing_mix)
+    tiny = float(np.finfo(keras.backend.standardize_dtype(log_eta.dtype)).tiny)
+    return ops.log_softmax(_log_from(tiny, eta))
 
 
 def _stationary_of_two(logits, surrogate):
@@ -162,11 +204,11 @@ def _stationary(logits, surrogate):
     """
     level_of, shift = surrogate.level_of, surrogate.shift
     num_levels = len(surrogate.levels)
-    members = [np.flatnonzero(level_of == g) for g in range(num_levels)]
+    members = [np.flatnonzero((level_of == g) & surrogate.occurs) for g in range(num_levels)]
     # Members of each level, the first repeated up to one length: for the largest that is enough.
     size = max(map(len, members))
     padded = np.stack([np.resize(classes, size) for classes in members])
-    largest = ops.max(ops.take(logits, padded, axis=-1), axis=-1)  # (..., G), of a level
+    largest = backends.largest(ops.take(logits, padded, axis=-1))  # (..., G), of a level
     largest_shift = np.array([shift[classes].max() for classes in members])
     inverse = _like(logits, 1.0 / surrogate.levels[:, None])
 
@@ -230,6 +272,10 @@ def _psi(cross_entropy, q):
 
 def _like(tensor, values):
     return ops.convert_to_tensor(values, dtype=tensor.dtype)
+
+
+def _log_ratio(tensor, numerator, denominator):
+    return _like(tensor, np.log(numerator / denominator))
 
 
 def _differ(values, neutral):

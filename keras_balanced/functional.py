@@ -24,6 +24,7 @@ def gla_loss(
     target_priors: ClassMix | None = None,
     from_logits: bool = True,
     ignore_class: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> Any:
     """Computes the generalized logit-adjusted loss of each example.
 
@@ -45,6 +46,7 @@ def gla_loss(
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
         ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
+        label_smoothing: Float in `[0, 1)`, as in the loss class.
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
@@ -67,7 +69,7 @@ def gla_loss(
         - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
         - [Menon et al., 2021](https://arxiv.org/abs/2007.07314) (q = 0)
     """
-    surrogate = gla_surrogate(priors, q, tau, target_priors)
+    surrogate = gla_surrogate(priors, q, tau, target_priors, label_smoothing=label_smoothing)
     return surrogate_loss(
         y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignore_class
     )
@@ -83,6 +85,7 @@ def gca_loss(
     target_priors: ClassMix | None = None,
     from_logits: bool = True,
     ignore_class: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> Any:
     """Computes the generalized class-aware weighted loss of each example.
 
@@ -110,6 +113,7 @@ def gca_loss(
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
         ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
+        label_smoothing: Float in `[0, 1)`, as in the loss class.
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
@@ -131,7 +135,9 @@ def gca_loss(
     References:
         - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
     """
-    surrogate = gca_surrogate(priors, q, margins, consistent, target_priors)
+    surrogate = gca_surrogate(
+        priors, q, margins, consistent, target_priors, label_smoothing=label_smoothing
+    )
     return surrogate_loss(
         y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignore_class
     )

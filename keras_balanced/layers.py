@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, batches, surrogates, targets, validation
+from keras_balanced import backends, batches, formula, surrogates, targets, validation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,9 @@ class ClassPrior(keras.layers.Layer):
     Args:
         num_classes: Number of classes `K`, at least 2; with `multi_label` of labels, at least 1.
         smoothing: Examples added to the count of every class. 0 (default) takes the data as it
-            is; above 0 a class with no example gets a prior that a loss can use.
+            is; above 0 a class that is rare, with no example in these data, gets a prior that a
+            loss can use. A class that never occurs (ids that start at 1, a reserved id) must not
+            get one: it would win. Give the loss 0 for it in `target_priors` instead.
         output_mode: What `call` gives for a label `y`: `"prior"` (`priors[y]`), `"log_prior"`
             (its natural logarithm) or `"weight"` (`1 / (K * priors[y])`, the balanced weight).
         multi_label: Whether the labels are `(..., K)` of independent zeros and ones (or `(...)`
@@ -97,7 +99,6 @@ class ClassPrior(keras.layers.Layer):
         if counts is None:
             counts = np.zeros(self._counts_shape)
         self._counts = validation.check_counts("counts", counts, self._counts_shape)
-        self.built = True
 
     def adapt(self, data: Any, sample_weight: Any = None, steps: int | None = None) -> None:
         """Counts the classes in `data`, in one pass, in place of any former counts.
@@ -121,7 +122,7 @@ class ClassPrior(keras.layers.Layer):
         counts = np.zeros_like(self._counts)
         number, all_vectors = 0, not self.multi_label  # One-hot ones, that look like K labels.
         for labels, weights in batches.labels_and_weights(data, sample_weight, steps):
-            labels = _to_numpy(labels)
+            labels, weights = self._read(labels, weights)
             counts += self._count(labels, weights)
             number += 1
             all_vectors &= labels.shape == (self.num_classes,) and bool(labels.sum() == 1)
@@ -136,7 +137,7 @@ class ClassPrior(keras.layers.Layer):
 
     def update_state(self, labels: Any, sample_weight: Any = None) -> None:
         """Adds labels to the counts; arguments as in `adapt`."""
-        self._counts = self._counts + self._count(labels, sample_weight)
+        self._counts = self._counts + self._count(*self._read(labels, sample_weight))
 
     def merge_state(self, layers: Iterable[ClassPrior]) -> None:
         """Adds the counts of other `ClassPrior` layers, such as those of other shards."""
@@ -175,6 +176,7 @@ class ClassPrior(keras.layers.Layer):
         return smoothed / smoothed.sum(axis=-1, keepdims=True)
 
     def __call__(self, labels, **kwargs):
+        labels = targets.as_tensor("labels", labels)
         if backends.is_tf_symbol(labels) and backends.name() != "tensorflow":
             raise ValueError(
                 "`ClassPrior` runs in `dataset.map` on the TensorFlow backend only. Use "
@@ -187,7 +189,8 @@ class ClassPrior(keras.layers.Layer):
         priors = self._all_priors()
         if not priors.all():
             raise ValueError(
-                f"Every class needs an example, or `smoothing`. Received: priors={priors.tolist()}"
+                "Every class needs an example, or `smoothing` if it is only rare. Do your ids "
+                f"start at 1? Received: priors={priors.tolist()}"
             )
         values = {
             "prior": priors,
@@ -195,9 +198,7 @@ class ClassPrior(keras.layers.Layer):
             "weight": 1.0 / (priors.shape[-1] * priors),
         }[self.output_mode]
         table = ops.convert_to_tensor(values, dtype=self.compute_dtype)
-        labels = ops.cast(labels, "int32")
-        valid = ops.logical_and(labels >= 0, labels < table.shape[-1])
-        known = ops.where(valid, labels, 0)
+        known, valid = targets.valid_ids(labels, table.shape[-1])
         if self.multi_label:
             outputs = ops.where(ops.equal(known, 1), table[:, 1], table[:, 0])
         else:
@@ -233,10 +234,15 @@ class ClassPrior(keras.layers.Layer):
     def __repr__(self) -> str:
         return validation.describe(self)
 
+    def _read(self, labels, weights):
+        what = "integer classes, or one-hot or soft targets"
+        if self.multi_label:
+            what = f"numbers in [0, 1] of shape (..., {self.num_classes})"
+        return targets.as_counted(labels, weights, self.num_classes, what)
+
     def _count(self, labels, weights):
-        labels = _to_numpy(labels)
         if weights is not None:
-            weights = _to_numpy(weights).astype("float64")
+            weights = weights.astype("float64")
             if not (np.isfinite(weights) & (weights >= 0)).all():
                 raise ValueError("`sample_weight` must be finite and not negative")
         return (self._count_labels if self.multi_label else self._count_classes)(labels, weights)
@@ -244,16 +250,16 @@ class ClassPrior(keras.layers.Layer):
     def _count_labels(self, labels, weights):
         if self.num_classes == 1 and labels.shape[-1:] != (1,):
             labels = labels[..., None]
-        is_number = labels.dtype.kind in "biuf"
         weights = targets.match_weights(np.ones(()) if weights is None else weights, labels.shape)
-        if is_number and self.ignore_class is not None:
-            kept = labels != self.ignore_class
-            labels, weights = np.where(kept, labels, 0), np.where(kept, weights, 0.0)
-        in_range = is_number and ((labels >= 0) & (labels <= 1)).all()
-        if labels.shape[-1:] != (self.num_classes,) or not in_range:
+        if self.ignore_class is not None:
+            weights = np.where(labels != self.ignore_class, weights, 0.0)
+        labels = np.where(weights > 0, labels, 0)
+        invalid = labels[~((labels >= 0) & (labels <= 1))]
+        if labels.shape[-1:] != (self.num_classes,) or invalid.size:
+            received = f"labels {np.unique(invalid)[:10].tolist()}" if invalid.size else "labels"
             raise ValueError(
                 f"Labels must be numbers in [0, 1] of shape (..., {self.num_classes}). "
-                f"Received: labels of dtype {labels.dtype} and shape {labels.shape}"
+                f"Received: {received} of dtype {labels.dtype} and shape {labels.shape}"
             )
         ones = weights * labels
         return np.stack([weights - ones, ones], -1).reshape(-1, self.num_classes, 2).sum(axis=0)
@@ -261,12 +267,9 @@ class ClassPrior(keras.layers.Layer):
     def _count_classes(self, labels, weights):
         if labels.ndim > 1 and labels.shape[-1] == self.num_classes:
             return self._count_targets(labels, weights)
-        if labels.dtype.kind not in "biuf":
-            raise ValueError(
-                f"Labels must be integer classes. Received: labels of dtype {labels.dtype}"
-            )
         if weights is not None:
-            weights = targets.match_weights(weights, labels.shape).reshape(-1)
+            weights = targets.match_weights(weights, labels.shape)
+            labels, weights = labels[weights > 0], weights[weights > 0]
         labels = labels.reshape(-1)
         counts = np.zeros(self.num_classes)
         for start in range(0, len(labels), _CHUNK):
@@ -289,7 +292,9 @@ class ClassPrior(keras.layers.Layer):
         if classes.size and classes.view("uint64").max() >= self.num_classes:
             bad = np.unique(classes[(classes < 0) | (classes >= self.num_classes)])
             raise ValueError(
-                f"Labels must be in [0, {self.num_classes}). Received: labels {bad[:10].tolist()}"
+                f"Labels must be in [0, {self.num_classes}). Received: labels {bad[:10].tolist()}. "
+                "Give padding, such as -100 or 255, as `ignore_class`; take 1 off ids that start "
+                "at 1"
             )
         return np.bincount(classes, weights, minlength=self.num_classes)
 
@@ -299,6 +304,9 @@ class ClassPrior(keras.layers.Layer):
                 "`ignore_class` needs integer labels. Received: labels of shape "
                 f"{labels.shape}, read as one-hot or soft targets"
             )
+        if weights is not None:
+            weights = targets.match_weights(weights, labels.shape[:-1])
+            labels, weights = labels[weights > 0], weights[weights > 0]
         if not np.allclose(labels.sum(axis=-1), 1.0, atol=1e-3) or (labels < 0).any():
             raise ValueError(
                 f"Labels of shape (..., {self.num_classes}) are read as one-hot or soft targets, "
@@ -307,7 +315,7 @@ class ClassPrior(keras.layers.Layer):
             )
         labels = labels.astype("float64")
         if weights is not None:
-            labels = labels * targets.match_weights(weights, labels.shape[:-1])[..., None]
+            labels = labels * weights[..., None]
         return labels.reshape(-1, self.num_classes).sum(axis=0)
 
 
@@ -362,14 +370,14 @@ class LogitAdjustment(keras.layers.Layer):
         self.priors = validation.plain(priors)
         self.target_priors = validation.plain(target_priors)
         self.tau = float(tau)
-        self.built = True
 
     def call(self, logits, training=False):
         backends.refuse_probabilities(logits)
         targets.check_classes(logits, len(self.surrogate.priors))
         if training:
             return logits
-        return logits - ops.convert_to_tensor(self.surrogate.shift, dtype=logits.dtype)
+        shift = ops.convert_to_tensor(self.surrogate.shift, dtype=logits.dtype)
+        return formula.mask_absent(logits - shift, self.surrogate)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -384,8 +392,3 @@ class LogitAdjustment(keras.layers.Layer):
 
     def __repr__(self) -> str:
         return validation.describe(self)
-
-
-def _to_numpy(tensor):
-    # Not through Keras where it need not be: it copies.
-    return tensor if isinstance(tensor, np.ndarray) else ops.convert_to_numpy(tensor)

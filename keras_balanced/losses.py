@@ -82,6 +82,8 @@ class BalancedLoss(keras.losses.Loss):
         name: str | None = "balanced_loss",
         dtype: str | None = None,
     ):
+        if dtype is None and keras.config.floatx() not in ("float32", "float64"):
+            dtype = "float32"
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(
@@ -100,6 +102,8 @@ class BalancedLoss(keras.losses.Loss):
         self.ignore_class = validation.check_ignore_class(ignore_class)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        y_true = targets.as_tensor("y_true", y_true)
+        y_pred = targets.as_tensor("y_pred", y_pred)
         if self.from_logits:
             # Before Keras casts `y_pred`, which loses the mark that a softmax leaves on it.
             backends.refuse_probabilities(y_pred)
@@ -116,7 +120,8 @@ class BalancedLoss(keras.losses.Loss):
             counted = ops.cast(mask, self.dtype)
         if sample_weight is not None:
             # Keras would match (B,) to (B, T) from the right, or refuse it.
-            sample_weight = ops.convert_to_tensor(sample_weight, dtype=self.dtype)
+            sample_weight = targets.as_tensor("sample_weight", sample_weight)
+            sample_weight = ops.cast(sample_weight, self.dtype)
             # A copy: on PyTorch Keras multiplies a mask into it in place.
             sample_weight = ops.copy(targets.match_weights(sample_weight, shape))
             counted = counted * sample_weight
@@ -131,6 +136,7 @@ class BalancedLoss(keras.losses.Loss):
         losses = formula.surrogate_loss(y_true, logits, self.surrogate, self.ignore_class)
         if self.ignore_class is None:
             return losses
+        y_true = targets.as_tensor("y_true", y_true)
         kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
         return backends.set_mask(losses, kept)
 
@@ -235,6 +241,11 @@ class GLALoss(BalancedLoss):
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to all classes, in
+            proportion to `priors / target_priors`: for balanced accuracy the class mix itself, for
+            plain accuracy uniform, as in Keras. So smoothed, the best decision stays what it is
+            for any number of classes, which under uniform smoothing it does not; `posterior` takes
+            the mass away again.
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
@@ -271,13 +282,17 @@ class GLALoss(BalancedLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gla_loss",
         dtype: str | None = None,
+        label_smoothing: float = 0.0,
     ):
-        surrogate = surrogates.gla_surrogate(priors, q, tau, target_priors, self._binary)
+        surrogate = surrogates.gla_surrogate(
+            priors, q, tau, target_priors, self._binary, label_smoothing
+        )
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
         self.priors = validation.plain(priors)
         self.q = surrogate.q
         self.tau = None if tau is None else float(tau)
         self.target_priors = validation.plain(target_priors)
+        self.label_smoothing = surrogate.label_smoothing
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -322,6 +337,11 @@ class GCALoss(BalancedLoss):
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to all classes, in
+            proportion to `priors / target_priors`: for balanced accuracy the class mix itself, for
+            plain accuracy uniform, as in Keras. So smoothed, the best decision stays what it is
+            for any number of classes, which under uniform smoothing it does not; `posterior` takes
+            the mass away again.
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
@@ -361,9 +381,10 @@ class GCALoss(BalancedLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gca_loss",
         dtype: str | None = None,
+        label_smoothing: float = 0.0,
     ):
         surrogate = surrogates.gca_surrogate(
-            priors, q, margins, consistent, target_priors, self._binary
+            priors, q, margins, consistent, target_priors, self._binary, label_smoothing
         )
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
         self.priors = validation.plain(priors)
@@ -371,6 +392,7 @@ class GCALoss(BalancedLoss):
         self.margins = validation.plain(margins)
         self.consistent = bool(consistent)
         self.target_priors = validation.plain(target_priors)
+        self.label_smoothing = surrogate.label_smoothing
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -403,6 +425,8 @@ class BinaryGLALoss(GLALoss):
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to both labels, in
+            proportion to prior over target prior, as in `GLALoss`.
 
     Call arguments: `y_true` and `y_pred` `(...)` or `(..., 1)` for one rate, `(..., L)` for a
     vector of them; labels 0, 1 or soft in between (others give NaN); `sample_weight` of any
@@ -435,9 +459,19 @@ class BinaryGLALoss(GLALoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gla_loss",
         dtype: str | None = None,
+        label_smoothing: float = 0.0,
     ):
         super().__init__(
-            priors, q, tau, target_priors, from_logits, ignore_class, reduction, name, dtype
+            priors,
+            q,
+            tau,
+            target_priors,
+            from_logits,
+            ignore_class,
+            reduction,
+            name,
+            dtype,
+            label_smoothing,
         )
 
 
@@ -475,6 +509,8 @@ class BinaryGCALoss(GCALoss):
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to both labels, in
+            proportion to prior over target prior, as in `GLALoss`.
 
     Call arguments: `y_true` and `y_pred` `(...)` or `(..., 1)` for one rate, `(..., L)` for a
     vector of them; labels 0, 1 or soft in between (others give NaN); `sample_weight` of any
@@ -508,6 +544,7 @@ class BinaryGCALoss(GCALoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gca_loss",
         dtype: str | None = None,
+        label_smoothing: float = 0.0,
     ):
         super().__init__(
             priors,
@@ -520,4 +557,5 @@ class BinaryGCALoss(GCALoss):
             reduction,
             name,
             dtype,
+            label_smoothing,
         )

@@ -36,42 +36,49 @@ __all__ = [
 class _ClassMetric(keras.metrics.Metric):
     """What the metrics do with targets of any kind, weights, masks and `ignore_class`."""
 
+    _better = "up"
+
     def __init__(self, num_classes, ignore_class, name, dtype):
         super().__init__(name=name, dtype=dtype)
+        backends.set_direction(self, self._better)
         self.num_classes = validation.check_integer("num_classes", num_classes, low=2)
         self.ignore_class = validation.check_ignore_class(ignore_class)
 
     def _flatten(self, y_true, y_pred, sample_weight):
         """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
-        y_pred = ops.convert_to_tensor(y_pred)
-        y_true, sparse = targets.match_shapes(
-            ops.convert_to_tensor(y_true), y_pred, self.num_classes
+        y_true, y_pred = (
+            targets.as_tensor(name, values)
+            for name, values in [("y_true", y_true), ("y_pred", y_pred)]
         )
+        words = {"of": "the metric", "binary": "`BinaryBalancedAccuracy`"}
+        y_true, sparse = targets.match_shapes(y_true, y_pred, self.num_classes, **words)
         weights = self._weights(y_pred, sample_weight, ops.shape(y_pred)[:-1])
         if sparse:
-            y_true, weights = self._check_labels(ops.cast(y_true, "int32"), weights)
+            y_true, weights = self._check_labels(y_true, weights)
             y_true = ops.reshape(y_true, (-1,))
         else:
-            y_true = ops.cast(ops.reshape(y_true, (-1, self.num_classes)), self.dtype)
+            y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
+            y_true = ops.reshape(y_true, (-1, self.num_classes))
         return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
 
     def _weights(self, y_pred, sample_weight, shape):
         weights = ops.ones(shape, self.dtype)
         for factor in (backends.get_mask(y_pred), sample_weight):
             if factor is not None:
-                weights = weights * targets.match_weights(ops.cast(factor, self.dtype), shape)
+                factor = ops.cast(targets.as_tensor("sample_weight", factor), self.dtype)
+                weights = weights * targets.match_weights(factor, shape)
         return weights
 
     def _check_labels(self, labels, weights):
         """Returns labels in `[0, K)` and weights: 0 for one to ignore, NaN for one out of range."""
-        valid = ops.logical_and(labels >= 0, labels < self.num_classes)
+        ids, valid = targets.valid_ids(labels, self.num_classes)
         # A masked label may be anything.
         bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
         weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
         if self.ignore_class is not None:
             ignored = ops.equal(labels, self.ignore_class)
             weights = ops.where(ignored, ops.zeros_like(weights), weights)
-        return ops.where(valid, labels, 0), weights
+        return ids, weights
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -357,12 +364,7 @@ def shot_groups(
     References:
         - [Liu et al., 2019](https://arxiv.org/abs/1904.05160)
     """
-    counts = np.asarray(getattr(counts, "counts", counts), dtype="float64")
-    if counts.ndim != 1 or len(counts) < 2 or not (counts >= 0).all():
-        raise ValueError(
-            "`counts` must be a 1-D vector of the training examples of each class. "
-            f"Received: counts={counts.tolist()}"
-        )
+    counts = validation.check_counts("counts", counts)
     upper, lower = (validation.check_number("thresholds", value, low=0.0) for value in thresholds)
     if upper < lower:
         raise ValueError(
@@ -421,7 +423,7 @@ class ShotRecall(_RecallMetric):
             raise ValueError(
                 f'`group` must be "many", "medium" or "few". Received: group={group!r}'
             )
-        plain_counts = validation.plain(getattr(counts, "counts", counts))
+        plain_counts = validation.check_counts("counts", counts).tolist()
         if not groups[group].any():
             raise ValueError(
                 f"The group {group!r} must have a class. "
@@ -497,8 +499,13 @@ class BinaryBalancedAccuracy(_RecallMetric):
             y_pred: Logits or probabilities `(...)` or `(..., 1)`.
             sample_weight: Optional weights `(...)`, or of fewer leading axes.
         """
-        y_pred = ops.convert_to_tensor(y_pred)
-        y_true, logits = targets.match_binary(ops.convert_to_tensor(y_true), y_pred)
+        y_pred = targets.as_tensor("y_pred", y_pred)
+        if backends.logits_of(y_pred) is not None and not 0 < self.threshold < 1:
+            raise ValueError(
+                "`threshold` must be in (0, 1) for probabilities, for instance 0.5. Received: "
+                f"threshold={self.threshold:g}, and the output of a softmax or sigmoid"
+            )
+        y_true, logits = targets.match_binary(targets.as_tensor("y_true", y_true), y_pred)
         weights = self._weights(y_pred, sample_weight, ops.shape(logits))
         y_true = ops.cast(y_true, self.dtype)
         if self.ignore_class is not None:
@@ -564,6 +571,8 @@ class ClassCalibrationError(_ClassMetric):
         - [Kull et al., 2019](https://arxiv.org/abs/1910.12656)
         - [Nixon et al., 2019](https://arxiv.org/abs/1904.01685) (static calibration error)
     """
+
+    _better = "down"
 
     def __init__(
         self,

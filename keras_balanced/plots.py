@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_balanced import targets, validation
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -44,16 +46,16 @@ def class_counts(counts: ArrayLike | HasCounts, ax: Axes | None = None) -> Axes:
     >>> print(ax.get_ylabel())
     training examples
     """
-    counts = np.asarray(getattr(counts, "counts", counts))
+    heights = validation.check_counts("counts", counts)
     ax = _axes(ax)
-    bars = ax.bar(np.arange(len(counts)), counts, color="0.6", width=0.8)
-    if len(counts) <= _MAX_BARS:
+    bars = ax.bar(np.arange(len(heights)), heights, color="0.6", width=0.8)
+    if len(heights) <= _MAX_BARS:
         ax.bar_label(bars)
     ax.set_yscale("log")
-    ax.set_ylim(max(counts.min(), 1) / 2, max(counts.max(), 1) * 2)
+    ax.set_ylim(max(heights.min(), 1) / 2, max(heights.max(), 1) * 2)
     ax.set_xlabel("class")
     ax.set_ylabel("training examples")
-    _class_ticks(ax, len(counts))
+    _class_ticks(ax, len(heights))
     return ax
 
 
@@ -104,8 +106,8 @@ def confusion_matrix(
     """Draws how often each class is predicted as each other; the diagonal is the recalls.
 
     Args:
-        labels: Integer classes `(N,)`.
-        predicted: Predicted classes `(N,)`.
+        labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`.
+        predicted: Predicted classes, in the same forms.
         class_names: Name of each class, `K` of them. `None` takes the numbers up to the largest.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
@@ -122,17 +124,18 @@ def confusion_matrix(
     >>> print(ax.get_ylabel())
     class
     """
-    labels, predicted = np.asarray(labels), np.asarray(predicted)
-    if class_names is None:
-        class_names = [str(k) for k in range(max(labels.max(), predicted.max()) + 1)]
-    num_classes = len(class_names)
-    classes = np.concatenate([labels, predicted])
-    if labels.shape != predicted.shape or not np.isin(classes, range(num_classes)).all():
+    given = None if class_names is None else len(class_names)
+    rows = targets.class_ids("labels", labels, given)
+    columns = targets.class_ids("predicted", predicted, given)
+    num_classes = given or int(max(rows.max(), columns.max())) + 1
+    if len(rows) != len(columns):
         raise ValueError(
             f"`labels` and `predicted` must be classes in [0, {num_classes}), and equally many. "
-            f"Received: {labels} and {predicted}"
+            f"Received: {len(rows)} and {len(columns)}"
         )
-    counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    if class_names is None:
+        class_names = [str(k) for k in range(num_classes)]
+    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
     counts = counts.reshape(num_classes, num_classes)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax = _axes(ax)
@@ -163,7 +166,7 @@ def reliability_diagram(
     Args:
         probabilities: Probabilities `(N, K)`, as `loss.posterior` gives them, or a dict of a name
             to such, to draw side by side.
-        labels: Integer classes `(N,)`.
+        labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`.
         num_bins: Number of bins in `[0, 1]`, at least 1.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
@@ -184,13 +187,18 @@ def reliability_diagram(
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     named = probabilities if isinstance(probabilities, dict) else {None: probabilities}
     for name, values in named.items():
-        values = np.asarray(values, dtype="float64")
-        if values.min() < 0 or not np.isin(labels, range(values.shape[-1])).all():
+        values = targets.as_numpy("`probabilities`", values).astype("float64")
+        ids = targets.class_ids("labels", labels)
+        is_of_classes = (
+            values.ndim == 2 and ids.max() < values.shape[-1] and len(ids) == len(values)
+        )
+        if not is_of_classes or values.min() < 0 or values.max() > 1 + 1e-3:
             raise ValueError(
                 "`probabilities` must be (N, K), not logits, and `labels` classes in [0, K). "
-                f"Received: values from {values.min():.3g} and labels {np.unique(labels)[:10]}"
+                f"Received: values of shape {values.shape} in [{values.min():.3g}, "
+                f"{values.max():.3g}], and {len(ids)} labels in [{ids.min()}, {ids.max()}]"
             )
-        hits = np.eye(values.shape[-1])[np.asarray(labels)].ravel()
+        hits = np.eye(values.shape[-1])[ids].ravel()
         values = values.ravel()
         bins = np.minimum((values * num_bins).astype("int64"), num_bins - 1)
         counts = np.bincount(bins, minlength=num_bins)

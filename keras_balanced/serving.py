@@ -49,7 +49,8 @@ def export(
     - `serving_default` answers with `probabilities` `(..., K)` under the stated class mix,
       `class_id` `(...)`, their argmax, `class_name` `(...)`, and the `logits`;
     - `with_priors` takes the class mix too, as `target_priors` `(1, K)` for all examples or
-      `(B, K)` for each: counts or probabilities, zeros allowed;
+      `(B, K)` for each: counts or probabilities, zeros allowed, and needed for a class that
+      has 0 in the mixes of the loss;
     - `raw` gives the `logits` alone.
 
     Formula:
@@ -195,11 +196,14 @@ def _archive(tf, model, named, loss, classes):
     names = tf.constant(classes["class_names"])
     target = tf.constant(classes["target_priors"])
     loss_target = tf.constant(classes["loss_target_priors"])
+    occurs = loss_target > 0
 
     def answer(inputs, target_priors):
         logits = logits_of(inputs)["logits"]
         log_p = log_posterior(logits) / classes["temperature"]
-        change = tf.cast(tf.math.log(target_priors) - tf.math.log(loss_target), log_p.dtype)
+        # From the mix of the loss, in which a class that never occurs has 0, and keeps it.
+        change = tf.math.log(target_priors) - tf.math.log(tf.where(occurs, loss_target, 1.0))
+        change = tf.cast(tf.where(occurs, change, 0.0), log_p.dtype)
         # One mix per example: the same at each of its positions.
         positions = [1] * (log_p.shape.rank - 2)
         change = tf.reshape(change, [-1, *positions, len(classes["class_names"])])
@@ -224,8 +228,14 @@ def _archive(tf, model, named, loss, classes):
         target_priors = inputs.pop("target_priors")
         valid = tf.reduce_all(tf.math.is_finite(target_priors) & (target_priors >= 0))
         valid &= tf.reduce_all(tf.reduce_sum(target_priors, axis=-1) > 0)
+        valid &= tf.reduce_all(occurs | (target_priors == 0))
         check = tf.debugging.Assert(
-            valid, ["`target_priors` must be a class mix. Received:", target_priors]
+            valid,
+            [
+                "`target_priors` must be a class mix, with 0 for classes that never occur. "
+                "Received:",
+                target_priors,
+            ],
         )
         with tf.control_dependencies([check]):
             return answer(inputs, tf.identity(target_priors))

@@ -31,7 +31,8 @@ class Surrogate:
 
     Give one to `BalancedLoss` for a loss of your own. The attributes, named as the arguments, are
     float64 arrays `(K,)`; with `binary` they are `(2,)` for one rate and `(L, 2)` for `L` rates,
-    label 0 before label 1.
+    label 0 before label 1. A class with 0 in both mixes never occurs: what the formula says of it
+    is without effect, but for its shift.
 
     Args:
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
@@ -42,6 +43,7 @@ class Surrogate:
         margins: Positive margin of each true class, `(K,)`, or one number for all. Not normalised.
         weights: Positive weight of each true class, `(K,)`, or one number for all.
         binary: Whether the loss is of one logit, or of `L` independent labels.
+        label_smoothing: Float in `[0, 1)`, as in `GLALoss`.
 
     Raises:
         ValueError: for arguments out of their range, or that do not fit each other.
@@ -62,18 +64,33 @@ class Surrogate:
         margins: ArrayLike = 1.0,
         weights: ArrayLike = 1.0,
         binary: bool = False,
+        label_smoothing: float = 0.0,
     ):
         self.binary = bool(binary)
-        self.priors = validation.check_class_priors("priors", priors, self.binary)
+        zeros = target_priors is not None
+        self.priors = validation.check_class_priors("priors", priors, self.binary, zeros)
+        self.occurs = self.priors > 0
         self.target_priors = self.check_target(target_priors)
+        self.target_to_prior = np.divide(
+            self.target_priors, self.priors, where=self.occurs, out=np.ones_like(self.priors)
+        )
         self.q = validation.check_number("q", q, low=0.0, high=1.0)
         shape = self.priors.shape
         self.shift = validation.check_per_class("shift", shift, shape)
         self.margins = validation.check_per_class("margins", margins, shape, positive=True)
         self.weights = validation.check_per_class("weights", weights, shape, positive=True)
         # The distinct margins `(G,)`, and which of them each class has: what costs a row of logits
-        # per class costs one per level.
-        self.levels, self.level_of = np.unique(self.margins, return_inverse=True)
+        # per class costs one per level. No label has that of a class that does not occur.
+        self.levels = np.unique(self.margins[self.occurs])
+        self.level_of = np.searchsorted(self.levels, self.margins).clip(max=len(self.levels) - 1)
+
+        self.label_smoothing = validation.check_number(
+            "label_smoothing", label_smoothing, low=0.0, high=1.0
+        )
+        # What smoothing mixes into the targets. In proportion to prior over target, it adds the
+        # same to the posterior of each class in the target mix, and so keeps their order.
+        mass = self.occurs / self.target_to_prior
+        self.smoothing_mix = mass / mass.sum(axis=-1, keepdims=True)
 
     @property
     def num_labels(self) -> int | None:
@@ -81,9 +98,12 @@ class Surrogate:
         return len(self.priors) if self.priors.ndim > 1 else None
 
     def check_target(self, target_priors: ClassMix | None) -> np.ndarray:
-        """Returns a target mix as probabilities in the shape of `priors`; uniform for `None`."""
+        """Returns a target mix as probabilities in the shape of `priors`.
+
+        `None` is uniform over the classes that occur.
+        """
         if target_priors is None:
-            return np.full_like(self.priors, 1.0 / self.priors.shape[-1])
+            return self.occurs / self.occurs.sum(axis=-1, keepdims=True)
         return validation.check_target(target_priors, self.priors, self.binary)
 
     def get_config(self) -> dict[str, Any]:
@@ -93,7 +113,8 @@ class Surrogate:
             mixes = {name: mix[..., 1] for name, mix in mixes.items()}
         per_class = {name: getattr(self, name) for name in ("shift", "margins", "weights")}
         arrays = {name: array.tolist() for name, array in {**mixes, **per_class}.items()}
-        return {**arrays, "q": self.q, "binary": self.binary}
+        numbers = {"q": self.q, "label_smoothing": self.label_smoothing}
+        return {**arrays, **numbers, "binary": self.binary}
 
     def __repr__(self) -> str:
         return validation.describe(self)
@@ -105,12 +126,17 @@ def gla_surrogate(
     tau: float | None = None,
     target_priors: ClassMix | None = None,
     binary: bool = False,
+    label_smoothing: float = 0.0,
 ) -> Surrogate:
     """Returns the `Surrogate` of GLA; arguments as in `gla_loss`, `binary` with positive rates."""
     plain = Surrogate(priors, target_priors, q, binary=binary)
-    tau = 1.0 / (1.0 - plain.q) if tau is None else validation.check_number("tau", tau)
-    shift = tau * (np.log(plain.priors) - np.log(plain.target_priors))
-    return Surrogate(priors, target_priors, q, shift=shift, binary=binary)
+    tau = 1.0 / (1.0 - plain.q) if tau is None else validation.check_tau(tau)
+    shift = -tau * np.log(plain.target_to_prior)
+    # A class that does not occur gets the largest, so that training pushes its logit down.
+    shift = np.where(plain.occurs, shift, shift[plain.occurs].max())
+    return Surrogate(
+        priors, target_priors, q, shift=shift, binary=binary, label_smoothing=label_smoothing
+    )
 
 
 def gca_surrogate(
@@ -120,26 +146,37 @@ def gca_surrogate(
     consistent: bool = False,
     target_priors: ClassMix | None = None,
     binary: bool = False,
+    label_smoothing: float = 0.0,
 ) -> Surrogate:
     """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
     plain = Surrogate(priors, target_priors, q, binary=binary)
-    weights = plain.target_priors / plain.priors
+    weights, occurs = plain.target_to_prior, plain.occurs
     if margins is None:
         rho = plain.margins
     elif not isinstance(margins, str):
         rho = validation.check_positive_vector("margins", margins, length=plain.priors.shape[-1])
     elif margins == "cube_root":
-        rho = np.cbrt(plain.target_priors**2 / plain.priors)
-        rho = rho if binary else _round_to_levels(rho)
+        rho = np.cbrt(weights * plain.target_priors)
+        if not binary:
+            rho[occurs] = _round_to_levels(rho[occurs])
     else:
         raise ValueError(
             '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
             f"Received: margins={margins!r}"
         )
-    rho = rho / rho.mean(axis=-1, keepdims=True)
+    rho = np.broadcast_to(rho, occurs.shape)
+    rho = np.where(occurs, rho / rho.mean(axis=-1, keepdims=True, where=occurs), 1.0)
     if consistent:
         weights = weights * rho
-    return Surrogate(priors, target_priors, q, margins=rho, weights=weights, binary=binary)
+    return Surrogate(
+        priors,
+        target_priors,
+        q,
+        margins=rho,
+        weights=weights,
+        binary=binary,
+        label_smoothing=label_smoothing,
+    )
 
 
 def _round_to_levels(margins, step=1.05, most=64):

@@ -1,7 +1,132 @@
-"""What labels, weights and predictions may look like: their shapes and kinds."""
+"""What labels, weights and predictions may look like: their forms, shapes and kinds."""
 
+import keras
 import numpy as np
 from keras import ops
+
+from keras_balanced import backends
+
+
+def as_tensor(name, values):
+    """Returns labels or predictions of any form as a tensor: one that is a tensor as it is."""
+    if backends.is_dense_tensor(values):
+        return values
+    array = as_numpy(f"`{name}`", values)
+    if isinstance(values, (list, tuple)) and array.dtype == "float64":
+        array = array.astype(keras.config.floatx())  # Python has no float32.
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        array = np.clip(array, -(2**31), 2**31 - 1)  # JAX has 32 bits, and takes what is left.
+    return ops.convert_to_tensor(array)
+
+
+def as_numpy(name, values, what="numbers"):
+    """Returns labels or predictions of any form as an array of numbers."""
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.is_masked(values):
+            raise ValueError(
+                f"{name} must not be a masked array. Received: {values.mask.sum()} masked "
+                "values; replace them, as in `values.filled(-1)`, and give `ignore_class=-1`, or "
+                "give them the sample weight 0"
+            )
+        values = values.data
+    if backends.is_ragged_or_sparse(values):
+        raise ValueError(
+            f"{name} must be dense. Received: a {type(values).__name__}; pad a ragged one, as in "
+            "`values.to_tensor(-1)`, and give `ignore_class=-1`; make a sparse one dense, as in "
+            "`tf.sparse.to_dense(values)` or `values.toarray()`"
+        )
+    try:
+        is_tensor = hasattr(values, "shape") and hasattr(values, "dtype")
+        is_tensor = is_tensor and not isinstance(values, np.ndarray) and not hasattr(values, "iloc")
+        array = ops.convert_to_numpy(values) if is_tensor else np.asarray(values)
+        if array.dtype == object:
+            array = _from_objects(array)
+    except ValueError:
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biuf":
+        kind = "dates" if array.dtype.kind in "mM" else "text, missing values or unequal lists"
+        raise ValueError(
+            f"{name} must be {what}. Received: a {type(values).__name__} of {kind}. Turn names "
+            "into ids first, as pandas's `.cat.codes`, scikit-learn's `LabelEncoder` or "
+            "`keras.layers.StringLookup` do; concatenate or pad lists of unequal lengths"
+        )
+    return array
+
+
+def _from_objects(array):
+    """Returns an array of Python's own numbers, or of pandas's, in a dtype of NumPy."""
+    flat = array.ravel().tolist()
+    if not all(isinstance(value, (int, float, np.number, np.bool_)) for value in flat):
+        return array
+    return np.array(flat).reshape(array.shape)
+
+
+def as_counted(labels, weights, num_classes, what):
+    """Returns labels and weights as arrays, without the padding of ragged and masked ones.
+
+    Sparse ones with `num_classes` as their last axis are targets, whose zeros are there.
+    """
+    if backends.is_ragged_or_sparse(labels):
+        labels, weights = _stored(labels, weights, num_classes)
+    elif isinstance(labels, np.ma.MaskedArray) and np.ma.is_masked(labels):
+        kept = ~np.ma.getmaskarray(labels)
+        if weights is not None:
+            weights = match_weights(as_numpy("`sample_weight`", weights), labels.shape)[kept]
+        labels = labels.data[kept]
+    elif isinstance(labels, list) and len({np.size(row) for row in labels}) > 1:
+        if weights is not None:
+            raise ValueError(
+                "`sample_weight` needs labels in an array. Received: lists of unequal lengths"
+            )
+        labels = keras.tree.flatten(labels)
+    weights = None if weights is None else as_numpy("`sample_weight`", weights)
+    return as_numpy("Labels", labels, what), weights
+
+
+def _stored(labels, weights, num_classes):
+    """Returns the values of ragged or sparse labels, and the weights of each."""
+    is_ragged = hasattr(labels, "flat_values")
+    if not is_ragged and len(labels.shape) > 1 and labels.shape[-1] == num_classes:
+        return backends.dense(labels), weights
+    values = backends.stored_values(labels)
+    if weights is None:
+        return values, None
+    if is_ragged and backends.is_ragged_or_sparse(weights):
+        return values, backends.stored_values(weights)
+    rows = backends.rows_of_values(labels)
+    if rows is None or len(weights.shape) != 1:
+        raise ValueError(
+            "`sample_weight` of ragged labels must be as ragged, or one for each row. Received: "
+            f"a {type(weights).__name__} for a {type(labels).__name__}"
+        )
+    return values, as_numpy("`sample_weight`", weights)[ops.convert_to_numpy(rows)]
+
+
+def class_ids(name, labels, num_classes=None):
+    """Returns labels `(N,)` or `(N, 1)`, or one-hot `(N, K)`, as class ids `(N,)` int64."""
+    labels = as_numpy(f"`{name}`", labels, "integer classes")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+            raise ValueError(
+                f"`{name}` must be class ids `(N,)`, or one-hot `(N, K)`. Received: other numbers "
+                f"of shape {labels.shape}"
+            )
+        labels = labels.argmax(axis=1)
+    elif labels.ndim == 2:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"`{name}` must be class ids `(N,)` of at least one example. Received: {name} of shape "
+            f"{labels.shape}"
+        )
+    with np.errstate(invalid="ignore"):  # NaN
+        ids = labels.astype("int64")
+    high = np.inf if num_classes is None else num_classes
+    bad = np.unique(labels[(ids != labels) | (ids < 0) | (ids >= high)])
+    if bad.size:
+        what = f"in [0, {num_classes})" if num_classes else "0, 1, 2, ..."
+        raise ValueError(f"`{name}` must be classes {what}. Received: {bad[:10].tolist()}")
+    return ids
 
 
 def shape_of_losses(y_pred, binary):
@@ -13,12 +138,13 @@ def shape_of_losses(y_pred, binary):
 
 def blank_labels(y_true, weights):
     """Returns labels with 0 where their weight is 0: such a label may be anything."""
-    y_true = ops.convert_to_tensor(y_true)
     rank = len(weights.shape)
     if len(y_true.shape) == rank + 1 and y_true.shape[-1] == 1:
         y_true = ops.squeeze(y_true, axis=-1)
-    if len(y_true.shape) != rank:
-        return y_true  # One-hot or soft targets.
+    if not _fits(y_true.shape[:rank], weights.shape):
+        return y_true  # For others to refuse.
+    if len(y_true.shape) == rank + 1:  # One-hot or soft targets.
+        weights = weights[..., None]
     return ops.where(ops.equal(weights, 0), ops.zeros_like(y_true), y_true)
 
 
@@ -40,20 +166,22 @@ def match_weights(weights, shape):
     return xp.broadcast_to(weights, shape)
 
 
-def check_classes(logits, num_classes):
+def check_classes(logits, num_classes, of="`priors`", binary="the binary losses"):
     """Raises unless the last axis of `logits` has the classes."""
     shape = tuple(logits.shape)
     if not shape or shape[-1] not in (num_classes, None):
-        hint = " For one logit per example use the binary losses." if shape[-1:] == (1,) else ""
+        hint = f" For one logit per example use {binary}." if shape[-1:] == (1,) else ""
+        if num_classes in shape:
+            hint = " Move the classes to the last axis, as `keras.ops.moveaxis` does."
         raise ValueError(
-            f"The last axis of `y_pred` must have the {num_classes} classes of `priors`. "
+            f"The last axis of `y_pred` must have the {num_classes} classes of {of}. "
             f"Received: y_pred.shape={shape}.{hint}"
         )
 
 
-def match_shapes(y_true, logits, num_classes):
+def match_shapes(y_true, logits, num_classes, **words):
     """Returns `y_true` as `(...)` or `(..., K)`, and whether it holds integer classes."""
-    check_classes(logits, num_classes)
+    check_classes(logits, num_classes, **words)
     true_shape, shape = tuple(y_true.shape), tuple(logits.shape)
     if len(true_shape) == len(shape) and true_shape[-1] == 1:
         y_true, true_shape = ops.squeeze(y_true, axis=-1), true_shape[:-1]
@@ -65,7 +193,9 @@ def match_shapes(y_true, logits, num_classes):
             "where `y_pred` is `(..., K)`. "
             f"Received: y_true.shape={tuple(y_true.shape)}, y_pred.shape={shape}"
         )
-    if not sparse and None in true_shape:
+    if sparse:
+        y_true = _signed(y_true)
+    elif None in true_shape:
         # A (B, 1) whose shape is unknown until it runs must not broadcast against the logits.
         y_true = ops.reshape(y_true, ops.shape(logits))
     return y_true, sparse
@@ -91,6 +221,38 @@ def match_binary(y_true, logits, num_labels=None):
     if None in y_true.shape:
         y_true = ops.reshape(y_true, ops.shape(logits))
     return y_true, logits
+
+
+def _signed(labels):
+    """Returns labels in a dtype that can hold -1 too."""
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if keras.backend.is_float_dtype(dtype) or dtype in ("int32", "int64"):
+        return labels
+    return ops.cast(labels, "int64" if dtype in ("uint32", "uint64") else "int32")
+
+
+def valid_ids(labels, num_classes, occurs=None):
+    """Returns class ids int32, with 0 for invalid ones, and whether each is valid."""
+    ids = ops.cast(labels, "int32")
+    valid = ops.logical_and(ids >= 0, ids < num_classes)
+    if keras.backend.standardize_dtype(labels.dtype) != "int32":  # 0.5, or more than 32 bits.
+        valid = ops.logical_and(valid, ops.equal(ops.cast(ids, labels.dtype), labels))
+    ids = ops.where(valid, ids, 0)
+    if occurs is not None and not occurs.all():
+        valid = ops.logical_and(valid, ops.take(occurs, ids))
+    return ids, valid
+
+
+def check_labels(labels, num_classes, occurs):
+    """As `valid_ids`, and raises an error that names invalid labels where it can be seen."""
+    ids, valid = valid_ids(labels, num_classes, occurs)
+    absent = np.flatnonzero(~occurs)[:10].tolist()
+    but = f" but for {absent}, whose prior is 0" if absent else ""
+    message = (
+        f"The labels in `y_true` must be integers in [0, {num_classes}){but}. Give padding, such "
+        "as -100 or 255, to the loss as its `ignore_class`; take 1 off ids that start at 1."
+    )
+    return ids, backends.refuse_unless(valid, labels, message)
 
 
 def _fits(shape, expected):

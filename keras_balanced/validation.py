@@ -4,6 +4,7 @@ import inspect
 import math
 import numbers
 import reprlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
         def counts(self) -> np.ndarray: ...
 
 
-ClassMix: TypeAlias = "ArrayLike | HasPriors"
+ClassMix: TypeAlias = "ArrayLike | Mapping[int, float] | HasPriors"
+
+# Below, weights and margins leave float32.
+_SMALLEST_PRIOR = 1e-30
 
 
 def check_number(name, value, low=-math.inf, high=math.inf):
@@ -40,6 +44,14 @@ def check_number(name, value, low=-math.inf, high=math.inf):
     return float(value)
 
 
+def check_tau(tau):
+    """Returns a strength of logit adjustment as a float: below 0 it would favour large classes."""
+    tau = check_number("tau", tau)
+    if tau < 0:
+        raise ValueError(f"`tau` must be a finite number of at least 0. Received: tau={tau!r}")
+    return tau
+
+
 def check_integer(name, value, low=-math.inf, high=math.inf):
     """Returns `value` as an int in `[low, high)`."""
     if (
@@ -53,9 +65,12 @@ def check_integer(name, value, low=-math.inf, high=math.inf):
     return int(value)
 
 
-def check_positive_vector(name, values, length=None):
-    """Returns `values` as a `(K,)` float64 array of finite, positive numbers, `K >= 2`."""
-    vector = _as_array(name, values, "a 1-D vector of positive numbers, one per class")
+def check_positive_vector(name, values, length=None, zeros=False):
+    """Returns `values` as a `(K,)` float64 array of finite, positive numbers, `K >= 2`.
+
+    With `zeros` some may be 0, but two.
+    """
+    vector = as_array(name, values, "a 1-D vector of positive numbers, one per class")
     if vector.ndim != 1:
         raise ValueError(
             f"`{name}` must be a 1-D vector of positive numbers, one per class. "
@@ -71,44 +86,57 @@ def check_positive_vector(name, values, length=None):
             f"`{name}` must have at least 2 classes (for one logit per example there are the "
             f"binary losses). Received: {name}={values!r}"
         )
-    bad = np.flatnonzero(~(np.isfinite(vector) & (vector > 0)))
+    zeros = zeros and np.count_nonzero(vector) >= 2
+    bad = np.flatnonzero(~(np.isfinite(vector) & ((vector >= 0) if zeros else (vector > 0))))
     if bad.size:
         message = (
             f"`{name}` must be positive and finite for every class. "
             f"Received: {vector[bad[:10]].tolist()} for the {bad.size} class ids "
             f"{bad[:10].tolist()}{'...' if bad.size > 10 else ''}"
         )
-        if (vector[bad] == 0).any():
+        if name in ("priors", "training_priors") and (vector[bad] == 0).any():
             message += (
-                ". Give a class without examples some mass, as "
-                "`ClassPrior(num_classes, smoothing=1.0)` does"
+                ". Do your ids start at 1? A class that never occurs needs 0 in `target_priors` "
+                "too; a class that is rare, with no example in these data, needs some mass, as "
+                "`ClassPrior(num_classes, smoothing=1.0)` gives it"
             )
         raise ValueError(message)
     return vector
 
 
-def check_counts(name, values, shape):
-    """Returns `values` as a float64 array of counts of the given shape."""
-    counts = _as_array(name, values, f"counts of shape {shape}")
-    if counts.shape != shape or not (np.isfinite(counts) & (counts >= 0)).all():
+def check_counts(name, values, shape=None):
+    """Returns counts, or those of a `ClassPrior`, as a float64 array of `shape`, or `(K,)`."""
+    values = _held_by(values, "counts")
+    expected = f"non-negative, finite and of shape {shape}"
+    if shape is None:
+        expected = "a 1-D vector of non-negative, finite numbers, one for each of 2 or more classes"
+    counts = as_array(name, values, expected)
+    fits = counts.ndim == 1 and len(counts) > 1 if shape is None else counts.shape == shape
+    if not fits or not (np.isfinite(counts) & (counts >= 0)).all():
         raise ValueError(
-            f"`{name}` must be non-negative, finite and of shape {shape}. "
-            f"Received: {name}={values!r} of shape {counts.shape}"
+            f"`{name}` must be {expected}. Received: {name}={values!r} of shape {counts.shape}"
         )
     return counts
 
 
-def check_mix(name, values, length=None):
+def check_mix(name, values, length=None, zeros=False):
     """Returns a class mix (counts, probabilities or a `ClassPrior`) as `(K,)` probabilities."""
     if getattr(values, "multi_label", False):
         raise ValueError(
             f"`{name}` must be a class mix. Received: the `ClassPrior` of a multi-label problem, "
             "which goes with the binary losses"
         )
-    vector = check_positive_vector(name, getattr(values, "priors", values), length)
+    vector = check_positive_vector(name, _held_by(values, "priors"), length, zeros)
     total = vector.sum()
     # What sums to 1 but for rounding stays as it is: a mix that was saved loads unchanged.
-    return vector if abs(total - 1.0) < 1e-12 else vector / total
+    mix = vector if abs(total - 1.0) < 1e-12 else vector / total
+    tiny = np.flatnonzero((mix > 0) & (mix < _SMALLEST_PRIOR))
+    if tiny.size:
+        raise ValueError(
+            f"`{name}` must be at least {_SMALLEST_PRIOR:g} for every class that occurs. "
+            f"Received: {mix[tiny[:10]].tolist()} for the class ids {tiny[:10].tolist()}"
+        )
+    return mix
 
 
 def check_rates(name, values):
@@ -119,8 +147,8 @@ def check_rates(name, values):
             "problem; adapt one with `multi_label=True`"
         )
     expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
-    rates = _as_array(name, getattr(values, "priors", values), expected)
-    if rates.ndim > 1 or not ((rates > 0) & (rates < 1)).all():
+    rates = as_array(name, _held_by(values, "priors"), expected)
+    if rates.ndim > 1 or not ((rates >= _SMALLEST_PRIOR) & (rates < 1)).all():
         raise ValueError(
             f"`{name}` must be {expected} (`ClassPrior(..., smoothing=1.0)` keeps them there). "
             f"Received: {name}={rates.tolist()}"
@@ -130,15 +158,29 @@ def check_rates(name, values):
     return np.stack([1.0 - rates, rates], axis=-1)
 
 
-def check_class_priors(name, values, binary):
+def check_class_priors(name, values, binary, zeros=False):
     """Returns a class mix `(K,)`, or with `binary` positive rates as `(2,)` or `(L, 2)`."""
-    return check_rates(name, values) if binary else check_mix(name, values)
+    return check_rates(name, values) if binary else check_mix(name, values, zeros=zeros)
 
 
 def check_target(target_priors, priors, binary):
     """Returns `target_priors` as probabilities in the shape of `priors`."""
     if not binary:
-        return check_mix("target_priors", target_priors, length=len(priors))
+        target = check_mix("target_priors", target_priors, length=len(priors), zeros=True)
+        absent, unwanted = np.flatnonzero(priors == 0), np.flatnonzero(target == 0)
+        if set(unwanted) - set(absent):
+            raise ValueError(
+                "`target_priors` must be positive for every class that occurs; one that never "
+                "occurs has 0 in `priors` too. Received: 0 for the class ids "
+                f"{unwanted[:10].tolist()}, and priors of 0 for {absent[:10].tolist()}"
+            )
+        if set(absent) - set(unwanted):
+            raise ValueError(
+                "`target_priors` must be 0 for a class that never occurs. Received: priors of 0 "
+                f"for the class ids {absent[:10].tolist()}, and target priors of 0 for "
+                f"{unwanted[:10].tolist()}"
+            )
+        return target
     target = check_rates("target_priors", target_priors)
     if target.shape not in ((2,), priors.shape):
         raise ValueError(
@@ -151,7 +193,7 @@ def check_target(target_priors, priors, binary):
 def check_per_class(name, values, shape, positive=False):
     """Returns `values`, one number or one per class, as a finite float64 array of `shape`."""
     what = "positive numbers" if positive else "finite numbers"
-    array = _as_array(name, values, what)
+    array = as_array(name, values, what)
     fits = array.ndim <= len(shape) and array.shape in (shape[len(shape) - array.ndim :], ())
     if not fits or not np.isfinite(array).all() or (positive and not (array > 0).all()):
         raise ValueError(
@@ -168,10 +210,9 @@ def check_ignore_class(value):
 
 def plain(value):
     """Returns an argument as JSON keeps it: vectors and mixes as lists of floats."""
-    value = getattr(value, "priors", value)
     if value is None or isinstance(value, (str, bool, int)):
         return value
-    return np.asarray(value, dtype="float64").tolist()
+    return as_array("value", _held_by(value, "priors"), "numbers").tolist()
 
 
 def describe(instance):
@@ -188,8 +229,56 @@ def describe(instance):
     return f"{type(instance).__name__}({', '.join(shown)})"
 
 
-def _as_array(name, values, expected):
+def as_array(name, values, expected):
+    """Returns `values`, also those of a dict or Series by class id, as a float64 array."""
     try:
-        return np.asarray(values, dtype="float64")
+        return np.asarray(_in_order(name, values), dtype="float64")
     except (TypeError, ValueError) as error:
+        if str(error).startswith("`"):
+            raise
         raise ValueError(f"`{name}` must be {expected}. Received: {name}={values!r}") from error
+
+
+def _held_by(values, name):
+    """Returns the `priors` or `counts` that an adapted `ClassPrior` holds, or the values."""
+    return values if _is_table(values) else getattr(values, name, values)
+
+
+def _is_table(values):
+    """Returns whether `values` is a dict, or a Series or DataFrame of pandas."""
+    return isinstance(values, Mapping) or (hasattr(values, "index") and hasattr(values, "to_numpy"))
+
+
+def _in_order(name, values):
+    """Returns the numbers of a dict or Series, whose keys are class ids, in the order of these.
+
+    0 for an id that is missing: it has not come up in what was counted.
+    """
+    if hasattr(values, "columns"):
+        raise ValueError(
+            f"`{name}` must be a vector, a dict or a Series. Received: a "
+            f"{type(values).__name__}; pass one of its columns"
+        )
+    if not _is_table(values):
+        return values
+    keys, numbers = (
+        list(values.keys()),
+        list(values.values() if isinstance(values, Mapping) else values.to_numpy()),
+    )
+    if not all(_is_class_id(key) for key in keys):
+        raise ValueError(
+            f"`{name}` must have the class ids 0, 1, 2, ... as its keys. Received: keys "
+            f"{keys[:10]}. Turn names into ids first, as pandas's `.cat.codes`, scikit-learn's "
+            "`LabelEncoder` or `keras.layers.StringLookup` do"
+        )
+    ids = [int(key) for key in keys]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"`{name}` must have each class id once. Received: keys {keys[:10]}")
+    in_order = [0.0] * (1 + max(ids, default=0))
+    for class_id, number in zip(ids, numbers, strict=True):
+        in_order[class_id] = number
+    return in_order
+
+
+def _is_class_id(key):
+    return isinstance(key, (numbers.Real, np.bool_)) and 0 <= key < 1e7 and int(key) == key

@@ -15,8 +15,8 @@ from keras_balanced import callbacks, datasets, metrics, models, plots, serving,
 PACKAGE = pathlib.Path(keras_balanced.__file__).parent
 # Each floor may import those below it, and nothing beside it but `batches`.
 FLOORS = [
-    {"validation"},
-    {"surrogates", "targets", "backends", "batches"},
+    {"validation", "backends"},
+    {"surrogates", "targets", "batches"},
     {"formula"},
     {"functional", "losses"},
     {"layers", "metrics", "datasets", "models", "plots"},
@@ -27,7 +27,7 @@ FLOORS = [
 ]
 # Where an optional library may be imported, at any depth.
 OPTIONAL = {
-    "tensorflow": {"serving", "datasets", "tuning.folds"},
+    "tensorflow": {"backends", "serving", "datasets", "tuning.folds"},
     "jax": {"backends"},
     "scipy": {"calibration"},
     "sklearn": {"datasets"},

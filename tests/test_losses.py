@@ -50,7 +50,7 @@ CHANGED = {
 # JAX has no float64 unless it is switched on.
 DTYPE = "float32" if keras.backend.backend() == "jax" else "float64"
 for arguments in CHANGED.values():
-    arguments["dtype"] = DTYPE
+    arguments |= {"dtype": DTYPE, "label_smoothing": 0.1}
 
 
 def data(rng, size=32):

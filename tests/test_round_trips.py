@@ -28,6 +28,7 @@ VALUES = {
     "from_logits": False,
     "group": "medium",
     "ignore_class": 255,
+    "label_smoothing": 0.1,
     "margins": np.array([1.0, 1.5, 2.0]),
     "multi_label": True,
     "num_bins": 7,

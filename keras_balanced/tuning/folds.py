@@ -13,7 +13,8 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_balanced.tuning.heads import assign_folds, class_ids
+from keras_balanced import targets
+from keras_balanced.tuning.heads import assign_folds
 from keras_balanced.tuning.hypermodel import check_objective
 from keras_balanced.tuning.oracle import Tuner, resumable
 from keras_balanced.validation import check_integer
@@ -205,15 +206,15 @@ class _Arrays:
     """Examples in arrays, of which `of` takes some for `fit` and `evaluate`."""
 
     def __init__(self, x, y, sample_weight):
-        self.arrays = {"x": x, "y": y, "sample_weight": sample_weight}
-        self.arrays = {
-            name: keras.tree.map_structure(np.asarray, value)
-            for name, value in self.arrays.items()
-            if value is not None
-        }
         if y is None:
             raise ValueError("`search` needs labels `y` with arrays. Received: y=None")
-        self.labels = class_ids(self.arrays["y"])
+        self.arrays = {
+            "x": keras.tree.map_structure(np.asarray, x),
+            "y": targets.as_numpy("`y`", y),
+        }
+        if sample_weight is not None:
+            self.arrays["sample_weight"] = targets.as_numpy("`sample_weight`", sample_weight)
+        self.labels = targets.class_ids("y", y)
         sizes = {len(array) for array in keras.tree.flatten(self.arrays)}
         if len(sizes) > 1:
             raise ValueError(f"All arrays must have one length. Received: lengths {sorted(sizes)}")
@@ -237,7 +238,7 @@ class _Dataset:
                 "batched nor shuffled anew. Received: labels of shape "
                 f"{first.shape} that {'repeat' if first.ndim > 2 else 'do not repeat'}"
             )
-        self.labels = class_ids(first)
+        self.labels = targets.class_ids("y", first)
 
     def of(self, chosen, shuffle=False):
         import tensorflow as tf

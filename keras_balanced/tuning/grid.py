@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import keras
 import numpy as np
 
-from keras_balanced.backends import gives_probabilities, last_layer
+from keras_balanced.backends import probability_layer
 from keras_balanced.losses import BalancedLoss, GCALoss, GLALoss
 from keras_balanced.validation import check_mix, check_number
 
@@ -85,8 +85,7 @@ def check_model(model: keras.Model, num_classes: int) -> None:
     """Raises `ValueError` for a model that does not give the logits of the classes."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`build` must return a `keras.Model`. Received: {model!r}")
-    layer = last_layer(model)
-    if gives_probabilities(layer):
+    if (layer := probability_layer(model)) is not None:
         raise ValueError(
             "`build` must return a model that ends in logits: remove the activation of its last "
             f"layer. Received: a model that ends in {layer.name!r}, with a softmax or sigmoid"

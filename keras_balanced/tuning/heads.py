@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_balanced import targets
 from keras_balanced.backends import last_layer
 from keras_balanced.losses import BalancedLoss
 from keras_balanced.metrics import BalancedAccuracy
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from keras_balanced.validation import ClassMix
 
-__all__ = ["FastSearch", "assign_folds", "class_ids", "fast_search"]
+__all__ = ["FastSearch", "assign_folds", "fast_search"]
 
 
 class FastSearch(NamedTuple):
@@ -107,6 +108,11 @@ def fast_search(
             raise ValueError(
                 "`fast_search` needs losses that are a `Surrogate` alone. Received: "
                 f"{type(loss).__name__}, which overrides `logits` or `call`"
+            )
+        if loss.surrogate.label_smoothing:
+            raise ValueError(
+                "`fast_search` needs losses without label smoothing. Received: "
+                f"label_smoothing={loss.surrogate.label_smoothing}"
             )
     num_classes = len(next(iter(grid.values())).surrogate.priors)
     check_model(model, num_classes)
@@ -241,13 +247,13 @@ class _Heads(keras.layers.Layer):
 def _features(extractor, data, num_classes, name):
     """Returns features `(N, D)` and class ids `(N,)`."""
     if isinstance(data, (tuple, list)):
-        x, y = extractor.predict(data[0], verbose=0), np.asarray(data[1])
+        x, y = extractor.predict(data[0], verbose=0), data[1]
     else:
         batches = [
             (extractor.predict_on_batch(batch[0]), ops.convert_to_numpy(batch[1])) for batch in data
         ]
         x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    y = class_ids(y)
+    y = targets.class_ids(f"{name}` labels `y", y)
     if x.ndim != 2 or len(x) != len(y) or not len(y) or y.min() < 0 or y.max() >= num_classes:
         raise ValueError(
             f"`{name}` must give features (N, D) and labels (N,) in [0, {num_classes}). "
@@ -255,11 +261,6 @@ def _features(extractor, data, num_classes, name):
             + (f" in [{y.min()}, {y.max()}]" if len(y) else "")
         )
     return x.astype("float32"), y
-
-
-def class_ids(labels: np.ndarray) -> np.ndarray:
-    """Returns class ids `(N,)` of labels that are class ids or one-hot."""
-    return (labels.argmax(axis=-1) if labels.shape[1:] > (1,) else labels.ravel()).astype("int64")
 
 
 def assign_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
