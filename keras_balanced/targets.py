@@ -232,12 +232,10 @@ def _signed(labels):
 
 
 def valid_ids(labels, num_classes, occurs=None):
-    """Returns class ids int32, with 0 for invalid ones, and whether each is valid."""
-    ids = ops.cast(labels, "int32")
-    valid = ops.logical_and(ids >= 0, ids < num_classes)
-    if keras.backend.standardize_dtype(labels.dtype) != "int32":  # 0.5, or more than 32 bits.
-        valid = ops.logical_and(valid, ops.equal(ops.cast(ids, labels.dtype), labels))
-    ids = ops.where(valid, ids, 0)
+    """Returns class ids int32, some in `[0, K)` for invalid ones, and whether each is valid."""
+    ids = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
+    # Not so what is out of range, not whole, NaN or of more than 32 bits.
+    valid = ops.equal(ops.cast(ids, labels.dtype), labels)
     if occurs is not None and not occurs.all():
         valid = ops.logical_and(valid, ops.take(occurs, ids))
     return ids, valid
