@@ -735,3 +735,30 @@ def test_loss_of_ones_own_reads_labels_as_well(rng):
     z = rng.normal(size=(2, 3)).astype("float32")
     expected = -oracle.log_softmax(z.astype("float64"))[[0, 1], [1, 2]].mean()
     np.testing.assert_allclose(float(loss([1, 2], z)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["ignore_class", "weighted_metrics"])
+def test_padding_in_fit_and_evaluate_is_not_counted(way, rng):
+    """The two ways that work everywhere: on JAX a Keras mask does not reach metrics in `fit`."""
+    y = rng.integers(0, 3, (16, 5))
+    x = rng.normal(size=(16, 5, 4)).astype("float32")
+    kept = np.arange(5) < rng.integers(1, 6, (16, 1))
+    x[~kept] = 0
+    model = keras.Sequential(
+        [keras.Input((5, 4)), keras.layers.Masking(), keras.layers.Dense(3, use_bias=False)]
+    )
+    ignored = {"ignore_class": -1} if way == "ignore_class" else {}
+    metrics = [BalancedAccuracy(3, **ignored)]
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        loss=GLALoss(FEW, **ignored),
+        **{"metrics" if ignored else "weighted_metrics": metrics},
+    )
+    labels = np.where(kept, y, -1) if ignored else y
+    weights = {} if ignored else {"sample_weight": kept.astype("float32")}
+    logs = model.fit(x, labels, batch_size=4, verbose=0, **weights).history
+    evaluated = model.evaluate(x, labels, verbose=0, return_dict=True, **weights)
+    predicted = model.predict(x, verbose=0).argmax(axis=-1)
+    recalls = [(predicted == k)[kept & (y == k)].mean() for k in range(3)]
+    np.testing.assert_allclose(logs["balanced_accuracy"][0], np.mean(recalls), rtol=1e-5)
+    np.testing.assert_allclose(evaluated["balanced_accuracy"], np.mean(recalls), rtol=1e-5)

@@ -108,6 +108,31 @@ def test_bad_mix_is_an_error_of_the_request(tmp_path):
 
 
 @exports
+@pytest.mark.parametrize("name", ["gla", "gca"])
+def test_a_class_that_never_occurs_is_never_the_answer(name, tmp_path, rng):
+    import tensorflow as tf
+
+    cls = {"gla": GLALoss, "gca": GCALoss}[name]
+    loss, narrow = cls([60, 0, 30, 10], target_priors=[1, 0, 1, 1]), cls([60, 30, 10])
+    bias = keras.initializers.Constant([0.0, 100.0, 0.0, 0.0])
+    model = linear_model(4, bias_initializer=bias)
+    x = rng.normal(size=(5, 4)).astype("float32")
+    logits = model.predict(x, verbose=0)
+    assert (logits.argmax(axis=-1) == 1).all()
+    ask = load(serving.export(model, tmp_path, loss))
+    answers = ask("serving_default", inputs=x)
+    expected = numpy_posterior(narrow, logits[:, [0, 2, 3]])
+    np.testing.assert_allclose(answers["probabilities"][:, [0, 2, 3]], expected, rtol=2e-5)
+    np.testing.assert_array_equal(answers["probabilities"][:, 1], 0.0)
+    mix = np.array([[6, 0, 0, 4]], "float32")
+    answers = ask("with_priors", inputs=x, target_priors=mix)
+    np.testing.assert_array_equal(answers["probabilities"][:, [1, 2]], 0.0)
+    np.testing.assert_allclose(answers["probabilities"].sum(axis=-1), 1.0, rtol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="0 for classes that never occur"):
+        ask("with_priors", inputs=x, target_priors=np.ones((1, 4), "float32"))
+
+
+@exports
 def test_temperature_divides_the_log_posterior_before_the_mix_changes(tmp_path, rng):
     loss, model = GLALoss(PRIORS, q=0.3), linear_model()
     x = rng.normal(size=(9, 4)).astype("float32")
@@ -510,6 +535,30 @@ def test_data_that_cannot_calibrate(labels, message):
     x = CENTRES.astype("float32")
     with pytest.raises(ValueError, match=message):
         serving.calibrate(bayes_model(), GLALoss([1, 1, 1]), (x, np.array(labels)))
+
+
+def test_calibration_without_a_class(rng):
+    x, y = gaussians([40, 20, 10], rng)
+    plain = serving.calibrate(bayes_model(2.0), GLALoss([4, 2, 1]), (x, y))
+    inputs = keras.Input((2,))
+    three = bayes_model(2.0).layers[-1](inputs)
+    reserved = keras.layers.Rescaling(0.0, 50.0)(three[:, :1])
+    model = keras.Model(inputs, keras.layers.Concatenate()([reserved, three]))
+    loss = GLALoss([0, 4, 2, 1], target_priors=[0, 1, 1, 1])
+    found = serving.calibrate(model, loss, (x, y + 1))
+    assert found.temperature == pytest.approx(plain.temperature, rel=1e-4)
+    assert np.isfinite(found.probabilities["after"]).all()
+    np.testing.assert_allclose(
+        found.probabilities["after"][:, 1:], plain.probabilities["after"], rtol=1e-3, atol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"must be integers in .*Received: \[0\]"):
+        serving.calibrate(model, loss, (x, y))
+    probabilities = found.probabilities["after"]
+    mix = serving.estimate_target_priors(probabilities, [0, 40, 20, 10])
+    expected = serving.estimate_target_priors(plain.probabilities["after"], [40, 20, 10])
+    np.testing.assert_allclose(mix, [0, *expected], atol=1e-3)
+    with pytest.raises(ValueError, match="must be 0 for a class whose training prior is 0"):
+        serving.estimate_target_priors(np.full((4, 3), 1 / 3), [0, 1, 1])
 
 
 def test_no_held_out_data():
