@@ -187,6 +187,11 @@ def estimate_target_priors(
             f"through `loss.posterior`). Received: sums from {sums.min():.4g} to {sums.max():.4g}, "
             f"smallest value {probabilities.min():.4g}"
         )
+    if (probabilities[:, priors == 0] > 0).any():
+        raise ValueError(
+            "`probabilities` must be 0 for a class whose training prior is 0. Received: others "
+            f"for the class ids {np.flatnonzero(priors == 0).tolist()}"
+        )
     # Columns that depend on each other leave the likelihood flat: any mix of them is as good. A
     # class that is 0 everywhere is known to be absent.
     seen = probabilities[:, probabilities.any(axis=0)]
@@ -196,11 +201,6 @@ def estimate_target_priors(
             "`probabilities` must tell the classes apart: at least as many different examples as "
             f"classes. Received: {len(probabilities)} examples for {seen.shape[1]} classes, in "
             "which the classes' probabilities depend on each other"
-        )
-    if (probabilities[:, priors == 0] > 0).any():
-        raise ValueError(
-            "`probabilities` must be 0 for a class whose training prior is 0. Received: others "
-            f"for the class ids {np.flatnonzero(priors == 0).tolist()}"
         )
     ratios = probabilities / np.where(priors > 0, priors, 1.0)
     for _ in range(max_iterations):
