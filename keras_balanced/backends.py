@@ -1,6 +1,7 @@
 """Every quirk of a backend, and every private name of Keras."""
 
 import functools
+import sys
 
 import keras
 import numpy as np
@@ -192,6 +193,18 @@ def refuse_probabilities(y_pred):
 def set_direction(metric, direction):
     """Tells Keras's callbacks whether a metric should go `"up"` or `"down"`."""
     metric._direction = direction
+
+
+def refuse_tf_keras():
+    """Raises if a model of `tf_keras` is calling: it would drop the weights of the examples."""
+    frame = sys._getframe() if "tf_keras" in sys.modules else None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("tf_keras."):
+            raise ValueError(
+                "The losses of keras_balanced need a model of Keras 3 (`import keras`). Received: "
+                "a model of `tf_keras`, which drops the `sample_weight` of their examples"
+            )
+        frame = frame.f_back
 
 
 def last_layer(model):

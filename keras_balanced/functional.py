@@ -50,8 +50,7 @@ def gla_loss(
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
-        an error that names it on TensorFlow (on a CPU, without XLA) and PyTorch, and gives NaN
-        elsewhere.
+        an error that names it on TensorFlow (without XLA) and PyTorch, and gives NaN elsewhere.
 
     Raises:
         ValueError: for arguments or shapes that do not fit each other.
@@ -117,8 +116,7 @@ def gca_loss(
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
-        an error that names it on TensorFlow (on a CPU, without XLA) and PyTorch, and gives NaN
-        elsewhere.
+        an error that names it on TensorFlow (without XLA) and PyTorch, and gives NaN elsewhere.
 
     Raises:
         ValueError: for arguments or shapes that do not fit each other.

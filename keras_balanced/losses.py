@@ -102,6 +102,7 @@ class BalancedLoss(keras.losses.Loss):
         self.ignore_class = validation.check_ignore_class(ignore_class)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        backends.refuse_tf_keras()
         y_true = targets.as_tensor("y_true", y_true)
         y_pred = targets.as_tensor("y_pred", y_pred)
         if self.from_logits:
@@ -227,7 +228,9 @@ class GLALoss(BalancedLoss):
 
     Args:
         priors: Class mix of the data that the model sees, after any resampling: `K` counts or
-            probabilities (1-D, positive), or an adapted `ClassPrior`.
+            probabilities (1-D, positive), a dict or pandas Series of them by class id, or an
+            adapted `ClassPrior`. 0 for a class that never occurs, which needs 0 in
+            `target_priors` too.
         q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
         tau: Strength of the logit adjustment, a finite number. `None` is `1 / (1 - q)`; 0 gives
             the (generalized) cross-entropy.
@@ -249,9 +252,9 @@ class GLALoss(BalancedLoss):
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
-    outside `[0, K)` raises an error that names it on TensorFlow (on a CPU, without XLA) and
-    PyTorch, and makes the loss NaN elsewhere, as NaN logits do; where it is masked or has weight
-    0 it may be anything. Soft targets need not sum to 1.
+    outside `[0, K)` raises an error that names it on TensorFlow (without XLA) and PyTorch, and
+    makes the loss NaN elsewhere, as NaN logits do; a target that is masked or has weight 0 may be
+    anything. Soft targets need not sum to 1.
 
     Raises:
         ValueError: for arguments out of their range, before anything trains.
@@ -319,7 +322,9 @@ class GCALoss(BalancedLoss):
 
     Args:
         priors: Class mix of the data that the model sees, after any resampling: `K` counts or
-            probabilities (1-D, positive), or an adapted `ClassPrior`.
+            probabilities (1-D, positive), a dict or pandas Series of them by class id, or an
+            adapted `ClassPrior`. 0 for a class that never occurs, which needs 0 in
+            `target_priors` too.
         q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
         margins: Confidence margin of each class, normalised to mean 1. `"cube_root"` (default) is
             `(target_priors^2 / priors)^(1/3)`: for balanced accuracy a rare class gets a larger
@@ -345,9 +350,9 @@ class GCALoss(BalancedLoss):
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
-    outside `[0, K)` raises an error that names it on TensorFlow (on a CPU, without XLA) and
-    PyTorch, and makes the loss NaN elsewhere, as NaN logits do; where it is masked or has weight
-    0 it may be anything. Soft targets need not sum to 1.
+    outside `[0, K)` raises an error that names it on TensorFlow (without XLA) and PyTorch, and
+    makes the loss NaN elsewhere, as NaN logits do; a target that is masked or has weight 0 may be
+    anything. Soft targets need not sum to 1.
     With margins, one-hot and soft targets take time and memory of `(..., G, K)` for `G` different
     margins: at most 64 by default.
 

@@ -104,7 +104,8 @@ class _RecallMetric(_ClassMetric):
                 `(..., K)`, which count as fractions of examples. A label outside `[0, K)` that is
                 not `ignore_class` makes the result NaN.
             y_pred: Logits or probabilities `(..., K)`.
-            sample_weight: Optional weights `(...)`, or of fewer leading axes.
+            sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
+                `fit` to `weighted_metrics` only.
         """
         y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
         self._count(y_true, ops.argmax(y_pred, axis=-1), weights)
@@ -497,7 +498,8 @@ class BinaryBalancedAccuracy(_RecallMetric):
             y_true: Labels `(...)` or `(..., 1)`, 0, 1 or soft in between. Another label that is
                 not `ignore_class` makes the result NaN.
             y_pred: Logits or probabilities `(...)` or `(..., 1)`.
-            sample_weight: Optional weights `(...)`, or of fewer leading axes.
+            sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
+                `fit` to `weighted_metrics` only.
         """
         y_pred = targets.as_tensor("y_pred", y_pred)
         if backends.logits_of(y_pred) is not None and not 0 < self.threshold < 1:
@@ -599,7 +601,8 @@ class ClassCalibrationError(_ClassMetric):
                 NaN.
             y_pred: Probabilities `(..., K)`, or logits with `from_logits`. A number outside
                 `[0, 1]` makes the result NaN: logits are not probabilities.
-            sample_weight: Optional weights `(...)`, or of fewer leading axes.
+            sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
+                `fit` to `weighted_metrics` only.
         """
         y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
         probabilities = ops.cast(y_pred, self.dtype)

@@ -762,3 +762,12 @@ def test_padding_in_fit_and_evaluate_is_not_counted(way, rng):
     recalls = [(predicted == k)[kept & (y == k)].mean() for k in range(3)]
     np.testing.assert_allclose(logs["balanced_accuracy"][0], np.mean(recalls), rtol=1e-5)
     np.testing.assert_allclose(evaluated["balanced_accuracy"], np.mean(recalls), rtol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
+def test_a_model_of_keras_2_is_refused():
+    tf_keras = pytest.importorskip("tf_keras")
+    model = tf_keras.Sequential([tf_keras.layers.Input((2,)), tf_keras.layers.Dense(3)])
+    model.compile("sgd", loss=GLALoss(FEW))
+    with pytest.raises(ValueError, match="need a model of Keras 3"):
+        model.fit(np.zeros((3, 2)), np.arange(3), sample_weight=np.ones(3), verbose=0)
