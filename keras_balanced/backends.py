@@ -180,9 +180,32 @@ def logits_of(y_pred):
     return getattr(y_pred, "_keras_logits", None)
 
 
-def refuse_probabilities(y_pred):
-    """Raises if `y_pred` comes out of a softmax or sigmoid, which Keras marks with its logits."""
+def are_probabilities(y_pred):
+    """Returns whether `y_pred` comes out of a softmax or sigmoid, as far as can be seen.
+
+    Keras marks it with its logits. A cast or a reshape loses the mark, but what made a tensor can
+    be followed in a graph of TensorFlow, and where PyTorch records gradients.
+    """
     if logits_of(y_pred) is not None:
+        return True
+    makers, forms = ("Softmax", "Sigmoid"), ("Reshape", "Cast", "Identity", "Squeeze", "ExpandDims")
+    if name() == "tensorflow":
+        maker = y_pred.op if hasattr(y_pred, "op") else None
+        while maker is not None and maker.type in forms:
+            maker = maker.inputs[0].op
+        return maker is not None and maker.type in makers
+    if name() == "torch":
+        maker = getattr(y_pred, "grad_fn", None)
+        forms = ("View", "UnsafeView", "ReshapeAlias", "ToCopy", "Squeeze", "Unsqueeze", "Clone")
+        while maker is not None and maker.name().startswith(forms):
+            maker = maker.next_functions[0][0]
+        return maker is not None and maker.name().startswith(makers)
+    return False
+
+
+def refuse_probabilities(y_pred):
+    """Raises if `y_pred` comes out of a softmax or sigmoid."""
+    if are_probabilities(y_pred):
         raise ValueError(
             "Expected logits in `y_pred` since `from_logits=True`, but it is the output of a "
             "softmax or sigmoid. Remove that activation from the model's last layer, or pass "

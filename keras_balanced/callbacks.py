@@ -135,8 +135,10 @@ class PerClassReport(keras.callbacks.Callback):
     def _batches(self, batch_size=256):
         data = self.validation_data
         if isinstance(data, tuple):
+            # Lists of labels and weights; a list of inputs is several.
+            arrays = (data[0], *(np.asarray(a) if isinstance(a, list) else a for a in data[1:]))
             arrays = keras.tree.map_structure(
-                np.asarray, tuple(array for array in data if array is not None)
+                np.asarray, tuple(array for array in arrays if array is not None)
             )
             data = (
                 keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)

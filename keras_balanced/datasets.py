@@ -103,6 +103,7 @@ def long_tail(
     [20  4]
     """
     is_dataset = hasattr(x, "element_spec")
+    x = np.asarray(x) if isinstance(x, (list, tuple)) else x
     if is_dataset:
         labels = np.array([int(label) for _, label in x.as_numpy_iterator()])
     else:

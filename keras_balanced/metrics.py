@@ -502,7 +502,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
                 `fit` to `weighted_metrics` only.
         """
         y_pred = targets.as_tensor("y_pred", y_pred)
-        if backends.logits_of(y_pred) is not None and not 0 < self.threshold < 1:
+        if backends.are_probabilities(y_pred) and not 0 < self.threshold < 1:
             raise ValueError(
                 "`threshold` must be in (0, 1) for probabilities, for instance 0.5. Received: "
                 f"threshold={self.threshold:g}, and the output of a softmax or sigmoid"

@@ -10,6 +10,8 @@ from keras_balanced import backends
 def as_tensor(name, values):
     """Returns labels or predictions of any form as a tensor: one that is a tensor as it is."""
     if backends.is_dense_tensor(values):
+        if keras.backend.standardize_dtype(values.dtype) == "string":
+            as_numpy(f"`{name}`", np.array([""]))  # Raises.
         return values
     array = as_numpy(f"`{name}`", values)
     if isinstance(values, (list, tuple)) and array.dtype == "float64":

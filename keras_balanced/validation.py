@@ -111,6 +111,8 @@ def check_counts(name, values, shape=None):
     if shape is None:
         expected = "a 1-D vector of non-negative, finite numbers, one for each of 2 or more classes"
     counts = as_array(name, values, expected)
+    if _is_table(values) and shape is not None and counts.ndim == len(shape) == 1:
+        counts = np.pad(counts, (0, max(0, shape[0] - len(counts))))  # Ids that have not come up.
     fits = counts.ndim == 1 and len(counts) > 1 if shape is None else counts.shape == shape
     if not fits or not (np.isfinite(counts) & (counts >= 0)).all():
         raise ValueError(

@@ -702,6 +702,43 @@ def test_a_layer_of_ones_own_is_built():
     assert len(layer.weights) == 1
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="nothing shows it on JAX")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_fit_sees_probabilities_behind_a_reshape_or_cast(activation, policy, rng):
+    with_cast = keras.layers.Identity(dtype="float32")
+    try:
+        keras.config.set_dtype_policy(policy)
+        layers = [keras.layers.Dense(6, activation), keras.layers.Reshape((2, 3)), with_cast]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        logits = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), *layers[1:]])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, y = rng.normal(size=(8, 4)), rng.integers(0, 3, (8, 2))
+    logits.compile("sgd", loss=GLALoss(FEW))
+    logits.fit(x, y, verbose=0)
+    model.compile("sgd", loss=GLALoss(FEW))
+    with pytest.raises(ValueError, match="Expected logits in `y_pred`"):
+        model.fit(x, y, verbose=0)
+
+
+def test_counts_that_lack_the_last_classes():
+    np.testing.assert_array_equal(ClassPrior(4, counts={1: 3, 0: 2}).counts, [2, 3, 0, 0])
+    with pytest.raises(ValueError, match=r"`counts` must be .*of shape \(2,\)"):
+        ClassPrior(2, counts={2: 3, 0: 2})
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="others have no strings")
+def test_text_in_a_tensor_is_refused():
+    import tensorflow as tf
+
+    for refuses in (GLALoss(FEW), BalancedAccuracy(3)):
+        with pytest.raises(ValueError, match=r"`y_true` must be numbers.*`LabelEncoder`"):
+            refuses(tf.constant(["a", "b"]), np.zeros((2, 3), "float32"))
+    with pytest.raises(ValueError, match="Labels must be integer classes"):
+        ClassPrior(3).adapt(tf.data.Dataset.from_tensor_slices(["a", "b"]).batch(2))
+
+
 # Pictures.
 
 
