@@ -142,6 +142,8 @@ def estimate_target_priors(
     priors[k]   <- priors[k] * gain[k]       # until max(gain) - 1 <= tolerance
     ```
 
+    Each iteration takes two such steps and extrapolates them where that is likelier.
+
     That bound is on the mean log-likelihood, in nats: no mix has a better one by more.
 
     Args:
@@ -150,7 +152,7 @@ def estimate_target_priors(
             `with_priors` of an exported model answers.
         training_priors: Class mix in which these probabilities hold: `K` counts or probabilities,
             or an adapted `ClassPrior`.
-        max_iterations: Number of steps after which to give up.
+        max_iterations: Number of iterations after which to give up.
         tolerance: Positive number, in nats per example.
 
     Returns:
@@ -169,6 +171,7 @@ def estimate_target_priors(
 
     References:
         - [Saerens et al., 2002](https://doi.org/10.1162/089976602753284446)
+        - [Varadhan and Roland, 2008](https://doi.org/10.1111/j.1467-9469.2007.00585.x) (SQUAREM)
     """
     probabilities = np.asarray(ops.convert_to_numpy(probabilities), dtype="float64")
     # A class that never occurs has 0 here, and in all probabilities.
@@ -203,11 +206,31 @@ def estimate_target_priors(
             "which the classes' probabilities depend on each other"
         )
     ratios = probabilities / np.where(priors > 0, priors, 1.0)
+
+    def look_at(priors):
+        """Returns the gain of each class, and the mean log-likelihood."""
+        totals = ratios @ priors
+        return (1.0 / totals) @ ratios / len(ratios), np.log(totals).mean()
+
+    longest, (gain, likelihood) = 1.0, look_at(priors)
     for _ in range(max_iterations):
-        gain = (ratios / (ratios @ priors)[:, None]).mean(axis=0)
         if gain.max() - 1.0 <= tolerance:
             return priors / priors.sum()
-        priors = priors * gain
+        # Two steps of expectation maximisation, and as far as they point to (SQUAREM).
+        first = priors * gain
+        second = first * look_at(first)[0]
+        change, bend = first - priors, second - 2.0 * first + priors
+        stride = np.linalg.norm(change) / max(np.linalg.norm(bend), 1e-300)
+        stride = min(max(stride, 1.0), longest)
+        longest = 4.0 * longest if stride == longest else longest
+        far = priors + 2.0 * stride * change + stride**2 * bend
+        far = np.where(far > 0, far, second)
+        far = far / far.sum()
+        gain, there = look_at(far)
+        if there < likelihood:
+            far, longest = second, max(longest / 4.0, 1.0)
+            gain, there = look_at(far)
+        priors, likelihood = far, there
     raise RuntimeError(
         f"The class mix did not converge in {max_iterations} steps: its mean log-likelihood may "
         f"still grow by {gain.max() - 1.0:.2g}. Raise `max_iterations` or `tolerance`."

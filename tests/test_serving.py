@@ -583,6 +583,30 @@ def test_mix_is_that_of_the_greatest_likelihood(rng):
     assert loss(np.log(estimate)) <= best.fun + 1e-9
 
 
+def test_mix_of_classes_hard_to_tell_apart_is_found_in_few_iterations(rng):
+    """No mix is likelier by more than the tolerance; plain steps are not there after 2,000."""
+    num_classes, count = 60, 400
+    means = 0.4 * rng.normal(size=(num_classes, 4))
+    y = rng.integers(0, num_classes, count)
+    x = means[y] + rng.normal(size=(count, 4))
+    priors = 100.0 ** -np.linspace(0, 1, num_classes)
+    priors /= priors.sum()
+    logits = -0.5 * ((x[:, None] - means) ** 2).sum(axis=-1) + np.log(priors)
+    probabilities = special.softmax(logits, axis=-1)
+    ratios = probabilities / priors
+
+    def gain(mix):
+        return (ratios / (ratios @ mix)[:, None]).mean(axis=0)
+
+    found = serving.estimate_target_priors(probabilities, priors, max_iterations=400)
+    assert found.sum() == pytest.approx(1.0)
+    assert gain(found).max() <= 1.0 + 1e-6
+    plain = priors
+    for _ in range(2000):
+        plain = plain * gain(plain)
+    assert gain(plain).max() > 1.0 + 1e-5
+
+
 def test_shifted_digits_give_their_mix(rng):
     """Within three standard deviations of the sampling error, which a bootstrap tells."""
     (x, y), (x_test, y_test) = datasets.load("digits", imbalance_ratio=1)
