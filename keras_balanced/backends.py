@@ -128,6 +128,24 @@ def tf_function(function, shape):
     return jax2tf.convert(function, polymorphic_shapes=[f"({free})"])
 
 
+def compiled(function):
+    """Returns `function`, of tensors, compiled: one by one its operations take long to start."""
+    return functools.wraps(function)(lambda *tensors: _compiled(function)(*tensors))
+
+
+@functools.cache
+def _compiled(function):
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, reduce_retracing=True, autograph=False)
+    if name() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
 def get_mask(tensor):
     """Returns the Keras mask of a tensor, `(...)`, or `None`."""
     if name() != "jax":

@@ -228,6 +228,7 @@ def _stationary(logits, surrogate):
     return log_u, true - ops.take(normalizers, level_of, axis=-1)
 
 
+@backends.compiled
 def _log_stationary(log_q):
     """Returns `log u`, but for a constant, where `u Q = u` for row-stochastic `Q` `(..., G, G)`.
 

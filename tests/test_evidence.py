@@ -5,6 +5,7 @@ import re
 
 import accuracy_report
 import fit_speed
+import labels
 import long_tailed_cifar
 import segmentation
 import tabular
@@ -25,6 +26,17 @@ def test_demo():
         )
         columns = ("balanced", "by posterior", "worst class", "many", "medium", "few")
         assert " | ".join([f"| {name}", *(row[column] for column in columns)]) + " |" in README
+
+
+def test_labels():
+    page = (ROOT / "docs" / "labels.md").read_text()
+    results = json.loads((RESULTS / "labels.json").read_text())
+    assert len(results) == 2
+    for columns in results.values():
+        assert labels.table(columns) in page
+    found = labels.smoothing(num_classes=2, distance=3.0, seed=0, steps=60)
+    assert found["uniform, priors of the labels"]["majority class"] < 0.5
+    assert found[f"`label_smoothing={labels.SMOOTHING}`"]["majority class"] > 0.9
 
 
 def report_sections(capsys, *paths):

@@ -131,7 +131,7 @@ def test_crops_are_windows_of_the_padded_image(rng):
 
 def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
     # The page on devices: test_distribution_guide.py.
-    pages = ("README.md", "docs/tuning.md", "docs/serving.md")
+    pages = ("README.md", "docs/tuning.md", "docs/serving.md", "docs/labels.md")
     text = "".join((ROOT / page).read_text() for page in pages)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks[0].splitlines()) <= 16
