@@ -129,16 +129,22 @@ def tf_function(function, shape):
 
 
 def compiled(function):
-    """Returns `function`, of tensors, compiled: one by one its operations take long to start."""
-    return functools.wraps(function)(lambda *tensors: _compiled(function)(*tensors))
+    """Returns `function`, of a tensor `(N, ...)` for any `N`, compiled: for a loop run by hand."""
+
+    @functools.wraps(function)
+    def call(tensor):
+        return _compiled(function, tuple(tensor.shape[1:]), tensor.dtype)(tensor)
+
+    return call
 
 
 @functools.cache
-def _compiled(function):
+def _compiled(function, shape, dtype):
     if name() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, reduce_retracing=True, autograph=False)
+        signature = [tf.TensorSpec((None, *shape), dtype)]
+        return tf.function(function, input_signature=signature, autograph=False)
     if name() == "jax":
         import jax
 
@@ -231,6 +237,11 @@ def refuse_probabilities(y_pred):
         )
 
 
+def gives_mask(model):
+    """Returns whether the output of a functional model comes with a Keras mask."""
+    return getattr(model.outputs[0], "_keras_mask", None) is not None
+
+
 def set_direction(metric, direction):
     """Tells Keras's callbacks whether a metric should go `"up"` or `"down"`."""
     metric._direction = direction
@@ -256,12 +267,14 @@ def last_layer(model):
     return layer
 
 
-def probability_layer(model):
+def probability_layer(model, output_name=None):
     """Returns the softmax or sigmoid, or the layer with one, that a model ends in, or `None`.
 
-    Also behind what changes only the form; and on JAX, where Keras leaves no mark.
+    Also behind what changes only the form; and on JAX, where Keras leaves no mark. `None` too for a
+    subclassed model, whose layers do not say in which order it calls them.
     """
-    for layer in _from_the_end(model):
+    for layer in _from_the_end(model, output_name):
+        layer = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
         kind, activation = type(layer).__name__, getattr(layer, "activation", None)
         activations = (keras.activations.softmax, keras.activations.sigmoid)
         if kind in ("Softmax", "Sigmoid") or activation in activations:
@@ -275,13 +288,14 @@ def probability_layer(model):
 _FORMS = ("Reshape", "Flatten", "Permute", "Identity", "Squeeze", "ExpandDims", "Cast", "Dropout")
 
 
-def _from_the_end(model):
-    """Yields the layers and operations of a model, from its (first) output backwards."""
-    if not getattr(model, "outputs", None):  # Not built.
-        for layer in reversed(getattr(model, "layers", [])):
-            yield from _from_the_end(layer) if hasattr(layer, "layers") else [layer]
+def _from_the_end(model, output_name=None):
+    """Yields the layers and operations of a model, from an output backwards."""
+    if not getattr(model, "outputs", None):
+        if isinstance(model, keras.Sequential):  # Not built.
+            for layer in reversed(model.layers):
+                yield from _from_the_end(layer) if hasattr(layer, "layers") else [layer]
         return
-    tensor = model.outputs[0]
+    tensor = model.outputs[0] if output_name is None else model.output[output_name]
     while (history := getattr(tensor, "_keras_history", None)) is not None:
         operation, node = history.operation, history.node_index
         yield from _from_the_end(operation) if hasattr(operation, "layers") else [operation]

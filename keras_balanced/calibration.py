@@ -220,7 +220,7 @@ def estimate_target_priors(
         first = priors * gain
         second = first * look_at(first)[0]
         change, bend = first - priors, second - 2.0 * first + priors
-        stride = np.linalg.norm(change) / max(np.linalg.norm(bend), 1e-300)
+        stride = float(np.linalg.norm(change) / (np.linalg.norm(bend) + 1e-300))
         stride = min(max(stride, 1.0), longest)
         longest = 4.0 * longest if stride == longest else longest
         far = priors + 2.0 * stride * change + stride**2 * bend
@@ -302,7 +302,14 @@ def _held_out(model, loss, data):
         x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
         if y_true is None:
             raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
-        y_pred = model.predict(x, verbose=0) if arrays else model.predict_on_batch(x)
+        if backends.gives_mask(model):  # Which `predict` loses.
+            y_pred = model(keras.tree.map_structure(ops.convert_to_tensor, x), training=False)
+            mask = backends.get_mask(y_pred)
+            weights = ops.ones(mask.shape) if weights is None else weights
+            weights = targets.match_weights(targets.as_numpy("Weights", weights), mask.shape)
+            weights = weights * ops.convert_to_numpy(mask)
+        else:
+            y_pred = model.predict(x, verbose=0) if arrays else model.predict_on_batch(x)
         parts.append((y_pred, y_true, weights))
     if not parts:
         raise ValueError("`validation_data` must have examples. Received: none")
@@ -320,32 +327,37 @@ def _labelled(loss, y_pred, y_true, weights=None):
     y_true = targets.as_numpy("Labels", y_true)
     if loss.surrogate.binary:
         logits = ops.reshape(logits, (-1,))
-        shape = tuple(logits.shape)
-        y_true = np.reshape(y_true, shape)
+        y_true, shape = np.reshape(y_true, logits.shape), tuple(logits.shape)
     else:
+        shape = tuple(logits.shape[:-1])
+    weights = np.ones(()) if weights is None else targets.as_numpy("Weights", weights)
+    if loss.surrogate.binary and weights.ndim:
+        weights = np.reshape(weights, shape)
+    weights = targets.match_weights(weights, shape).reshape(-1)
+    if not loss.surrogate.binary:
         y_true, sparse = targets.match_shapes(ops.convert_to_tensor(y_true), logits, num_classes)
         y_true = ops.convert_to_numpy(y_true)
-        shape = tuple(logits.shape[:-1])
         if not sparse:
-            if not (np.isin(y_true, (0, 1)).all() and (y_true.sum(axis=-1) == 1).all()):
+            one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
+            if not one_hot[weights.reshape(shape) > 0].all():
                 raise ValueError(
                     "`validation_data` must have integer or one-hot labels. Received: soft targets"
                 )
             y_true = y_true.argmax(axis=-1)
     labels = y_true.reshape(-1)
-    kept = np.ones(labels.shape, bool) if loss.ignore_class is None else labels != loss.ignore_class
+    # A label of weight 0 may be anything.
+    kept = weights != 0
+    if loss.ignore_class is not None:
+        kept &= labels != loss.ignore_class
     occurs = loss.surrogate.occurs
     bad = np.unique(labels[kept & ~np.isin(labels, np.flatnonzero(occurs))])
     if bad.size:
+        absent = np.flatnonzero(~occurs)[:10].tolist()
+        but = f" but for {absent}, whose prior is 0" if absent else ""
         raise ValueError(
-            f"The labels of `validation_data` must be integers in [0, {num_classes}). "
-            f"Received: {bad[:10].tolist()}"
+            f"The labels of `validation_data` must be integers in [0, {num_classes}){but}. "
+            f"Received: {bad[:10].tolist()}. Padding is the loss's `ignore_class`, or has weight 0"
         )
-    if weights is None:
-        weights = np.ones(labels.shape)
-    else:
-        weights = ops.convert_to_tensor(targets.as_numpy("Weights", weights), dtype="float32")
-        weights = ops.convert_to_numpy(targets.match_weights(weights, shape)).reshape(-1)
     logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]
     log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
     log_posterior = log_posterior.astype("float64")

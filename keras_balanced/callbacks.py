@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_balanced import backends, batches, losses, metrics, validation
+from keras_balanced import backends, batches, losses, metrics, targets, validation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,9 +73,9 @@ class PerClassReport(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         # So that what does not fit is found before an epoch has passed.
-        loss = getattr(self.model, "loss", None)
+        loss = self._of_output(getattr(self.model, "loss", None))
         if isinstance(loss, losses.BalancedLoss) and loss.from_logits:
-            layer = backends.probability_layer(self.model)
+            layer = backends.probability_layer(self.model, self.output_name)
             if layer is not None:  # On JAX the loss cannot see it.
                 raise ValueError(
                     "The model must give logits, since its loss has `from_logits=True`. Received: "
@@ -130,16 +130,20 @@ class PerClassReport(keras.callbacks.Callback):
         return self._of_output(outputs)
 
     def _of_output(self, values):
-        return values[self.output_name] if isinstance(values, dict) else values
+        return values.get(self.output_name) if isinstance(values, dict) else values
 
     def _batches(self, batch_size=256):
         data = self.validation_data
         if isinstance(data, tuple):
-            # Lists of labels and weights; a list of inputs is several.
-            arrays = (data[0], *(np.asarray(a) if isinstance(a, list) else a for a in data[1:]))
-            arrays = keras.tree.map_structure(
-                np.asarray, tuple(array for array in arrays if array is not None)
-            )
+            # A list of inputs is several; one of labels or weights is an array.
+            x, *rest = data
+            rest = [np.asarray(part) if isinstance(part, list) else part for part in rest]
+            rest = [
+                keras.tree.map_structure(lambda a: targets.as_numpy("`validation_data`", a), part)
+                for part in rest
+                if part is not None
+            ]
+            arrays = (keras.tree.map_structure(np.asarray, x), *rest)
             data = (
                 keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)
                 for i in range(0, len(keras.tree.flatten(arrays[1])[0]), batch_size)

@@ -105,7 +105,7 @@ def long_tail(
     is_dataset = hasattr(x, "element_spec")
     x = np.asarray(x) if isinstance(x, (list, tuple)) else x
     if is_dataset:
-        labels = np.array([int(label) for _, label in x.as_numpy_iterator()])
+        labels = targets.class_ids("y", [example[1] for example in x.as_numpy_iterator()])
     else:
         labels = targets.as_numpy("`y`", y, "integer labels `(N,)`")
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(x):
@@ -113,7 +113,12 @@ def long_tail(
                 "`y` must be integer labels `(N,)`, one for each of the examples in `x`. "
                 f"Received: y of shape {labels.shape} and dtype {labels.dtype}, {len(x)} examples"
             )
-    available = np.bincount(labels)
+    available = np.bincount(targets.class_ids("y", labels))
+    if not available.all():
+        raise ValueError(
+            "`y` must have examples of every class up to the largest. Received: none of the class "
+            f"ids {np.flatnonzero(available == 0)[:10].tolist()}; do your ids start at 1?"
+        )
     if max_count is None:
         max_count = int(available.min())
     counts = long_tail_counts(len(available), max_count, imbalance_ratio, profile)
@@ -161,7 +166,9 @@ def stratified_split(y: ArrayLike, fraction: float, seed: int = 0) -> tuple[np.n
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must be in (0, 1). Received: fraction={fraction!r}")
-    y = np.asarray(y) if np.ndim(y) == 1 else targets.class_ids("y", y)
+    if not (np.ndim(y) == 1 and np.asarray(y).dtype.kind in "OSU"):  # Names are fine here.
+        y = targets.class_ids("y", y)
+    y = np.asarray(y)
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(y), bool)
     for k in np.unique(y):

@@ -169,9 +169,12 @@ def mask_absent(logits, surrogate):
 
 def _without_smoothing(log_eta, surrogate):
     """Returns the logarithm of the posterior of the labels before they were smoothed."""
-    eta = ops.exp(log_eta) - _like(log_eta, surrogate.label_smoothing * surrogate.smoothing_mix)
-    tiny = float(np.finfo(keras.backend.standardize_dtype(log_eta.dtype)).tiny)
-    return ops.log_softmax(_log_from(tiny, eta))
+    mass = surrogate.label_smoothing * surrogate.smoothing_mix
+    # A model that has not fitted may predict less than the mass: then a hundredth of it is left.
+    # (Of an absent class there is none, and its logit is masked.)
+    least = _like(log_eta, np.where(surrogate.occurs, 0.01 * mass, 1.0))
+    eta = ops.exp(log_eta) - _like(log_eta, mass)
+    return ops.log_softmax(ops.log(ops.where(eta < least, least, eta)))
 
 
 def _stationary_of_two(logits, surrogate):
@@ -220,7 +223,8 @@ def _stationary(logits, surrogate):
     log_q = ops.log(ops.exp(below) @ of_level)
     log_q = log_q + largest[..., None, :] * inverse + _like(logits, largest_shift)
     normalizers = ops.logsumexp(log_q, axis=-1)  # (..., G), of a row
-    log_mass = _log_stationary(log_q - normalizers[..., None])
+    log_q = ops.reshape(log_q - normalizers[..., None], (-1, num_levels, num_levels))
+    log_mass = ops.reshape(_log_stationary(log_q), ops.shape(normalizers))
 
     rows = (log_mass - normalizers)[..., None] + logits[..., None, :] * inverse
     log_u = ops.logsumexp(rows, axis=-2) + _like(logits, shift)
@@ -230,7 +234,7 @@ def _stationary(logits, surrogate):
 
 @backends.compiled
 def _log_stationary(log_q):
-    """Returns `log u`, but for a constant, where `u Q = u` for row-stochastic `Q` `(..., G, G)`.
+    """Returns `log u`, but for a constant, where `u Q = u` for row-stochastic `Q` `(N, G, G)`.
 
     State reduction: the chain watched only while it is in the first `n` states, for falling `n`.
     Nothing is subtracted, so small entries are as exact as large ones.

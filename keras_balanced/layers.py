@@ -57,7 +57,8 @@ class ClassPrior(keras.layers.Layer):
         **kwargs: `name` and `dtype` of the layer.
 
     Call arguments: integer labels of any shape. Returns the same shape in the layer's dtype, NaN
-    for an invalid label.
+    for an invalid label and for one that has not come up, which is not counted in the `K` of the
+    weight either.
 
     Raises:
         ValueError: for bad arguments or labels, or if used before `adapt()`.
@@ -187,17 +188,16 @@ class ClassPrior(keras.layers.Layer):
 
     def call(self, labels):
         priors = self._all_priors()
-        if not priors.all():
-            raise ValueError(
-                "Every class needs an example, or `smoothing` if it is only rare. Do your ids "
-                f"start at 1? Received: priors={priors.tolist()}"
-            )
+        occurs = priors > 0
+        # A label that has not come up is as one out of range.
+        priors = np.where(occurs, priors, np.nan)
         values = {
             "prior": priors,
             "log_prior": np.log(priors),
-            "weight": 1.0 / (priors.shape[-1] * priors),
+            "weight": 1.0 / (occurs.sum(axis=-1, keepdims=True) * priors),
         }[self.output_mode]
         table = ops.convert_to_tensor(values, dtype=self.compute_dtype)
+        labels = targets.signed(labels)
         known, valid = targets.valid_ids(labels, table.shape[-1])
         if self.multi_label:
             outputs = ops.where(ops.equal(known, 1), table[:, 1], table[:, 0])
@@ -371,11 +371,16 @@ class LogitAdjustment(keras.layers.Layer):
         self.target_priors = validation.plain(target_priors)
         self.tau = float(tau)
 
+    def __call__(self, logits, **kwargs):
+        return super().__call__(targets.as_tensor("logits", logits), **kwargs)
+
     def call(self, logits, training=False):
         backends.refuse_probabilities(logits)
         targets.check_classes(logits, len(self.surrogate.priors))
         if training:
             return logits
+        if not keras.backend.is_float_dtype(logits.dtype):
+            logits = ops.cast(logits, self.compute_dtype)
         shift = ops.convert_to_tensor(self.surrogate.shift, dtype=logits.dtype)
         return formula.mask_absent(logits - shift, self.surrogate)
 

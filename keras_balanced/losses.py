@@ -158,6 +158,9 @@ class BalancedLoss(keras.losses.Loss):
         target = surrogate.target_priors
         if target_priors is not None:
             target = surrogate.check_target(target_priors)
+        logits = targets.as_tensor("logits", logits)
+        if keras.backend.standardize_dtype(logits.dtype) not in ("float32", "float64"):
+            logits = ops.cast(logits, "float32")
         if not surrogate.binary:
             targets.check_classes(logits, len(surrogate.priors))
         return formula.log_posterior(logits, surrogate, target)

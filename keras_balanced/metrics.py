@@ -39,6 +39,8 @@ class _ClassMetric(keras.metrics.Metric):
     _better = "up"
 
     def __init__(self, num_classes, ignore_class, name, dtype):
+        if dtype is None and keras.config.floatx() not in ("float32", "float64"):
+            dtype = "float32"  # Sums in half precision end early.
         super().__init__(name=name, dtype=dtype)
         backends.set_direction(self, self._better)
         self.num_classes = validation.check_integer("num_classes", num_classes, low=2)

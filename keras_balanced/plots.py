@@ -80,12 +80,20 @@ def class_recalls(
     >>> print(ax.get_ylabel())
     recall
     """
+    named = {
+        name: validation.as_array(f"recalls of {name}", v, "recalls") for name, v in recalls.items()
+    }
+    if len({values.shape for values in named.values()}) != 1:
+        raise ValueError(
+            "`recalls` must be a dict of names to the recalls `(K,)` of the same classes. "
+            f"Received: shapes {[values.shape for values in named.values()]}"
+        )
     ax = _axes(ax)
-    for i, (name, values) in enumerate(recalls.items()):
+    for i, (name, values) in enumerate(named.items()):
         classes = np.arange(len(values))
         label = f"{name} (mean {np.mean(values):.2f})"
         if len(values) <= _MAX_BARS:
-            width = 0.8 / len(recalls)
+            width = 0.8 / len(named)
             ax.bar(classes - 0.4 + (i + 0.5) * width, values, width=width, label=label)
         else:
             ax.plot(classes, values, ".-", linewidth=0.8, label=label)
@@ -192,7 +200,7 @@ def reliability_diagram(
         is_of_classes = (
             values.ndim == 2 and ids.max() < values.shape[-1] and len(ids) == len(values)
         )
-        if not is_of_classes or values.min() < 0 or values.max() > 1 + 1e-3:
+        if not is_of_classes or not values.min() >= 0 or values.max() > 1 + 1e-3:
             raise ValueError(
                 "`probabilities` must be (N, K), not logits, and `labels` classes in [0, K). "
                 f"Received: values of shape {values.shape} in [{values.min():.3g}, "

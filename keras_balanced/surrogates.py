@@ -154,7 +154,11 @@ def gca_surrogate(
     if margins is None:
         rho = plain.margins
     elif not isinstance(margins, str):
-        rho = validation.check_positive_vector("margins", margins, length=plain.priors.shape[-1])
+        length = plain.priors.shape[-1]
+        if not binary:  # What it says of a class that does not occur is without effect.
+            rho = validation.as_array("margins", margins, "positive numbers")
+            margins = np.where(occurs, rho, 1.0) if rho.shape == occurs.shape else rho
+        rho = validation.check_positive_vector("margins", margins, length=length)
     elif margins == "cube_root":
         rho = np.cbrt(weights * plain.target_priors)
         if not binary:

@@ -15,9 +15,11 @@ def as_tensor(name, values):
         return values
     array = as_numpy(f"`{name}`", values)
     if isinstance(values, (list, tuple)) and array.dtype == "float64":
-        array = array.astype(keras.config.floatx())  # Python has no float32.
+        # Python has no float32, and half precision corrupts class ids.
+        array = array.astype("float64" if keras.config.floatx() == "float64" else "float32")
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
-        array = np.clip(array, -(2**31), 2**31 - 1)  # JAX has 32 bits, and takes what is left.
+        # JAX has 32 bits, and takes what is left; PyTorch has no uint64.
+        array = np.clip(array, max(-(2**31), np.iinfo(array.dtype).min), 2**31 - 1).astype("int64")
     return ops.convert_to_tensor(array)
 
 
@@ -43,6 +45,8 @@ def as_numpy(name, values, what="numbers"):
         array = ops.convert_to_numpy(values) if is_tensor else np.asarray(values)
         if array.dtype == object:
             array = _from_objects(array)
+        if array.dtype.name == "bfloat16":
+            array = array.astype("float32")
     except ValueError:
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf":
@@ -68,6 +72,13 @@ def as_counted(labels, weights, num_classes, what):
 
     Sparse ones with `num_classes` as their last axis are targets, whose zeros are there.
     """
+    if hasattr(labels, "columns") and labels.shape[1] not in (1, num_classes):
+        raise ValueError(
+            "`adapt` counts the labels of one output. Received: a DataFrame with "
+            f"{labels.shape[1]} columns; pass those of one, as in `adapt(frame[...])`"
+        )
+    if isinstance(weights, list):
+        weights = as_numpy("`sample_weight`", weights)
     if backends.is_ragged_or_sparse(labels):
         labels, weights = _stored(labels, weights, num_classes)
     elif isinstance(labels, np.ma.MaskedArray) and np.ma.is_masked(labels):
@@ -75,27 +86,40 @@ def as_counted(labels, weights, num_classes, what):
         if weights is not None:
             weights = match_weights(as_numpy("`sample_weight`", weights), labels.shape)[kept]
         labels = labels.data[kept]
-    elif isinstance(labels, list) and len({np.size(row) for row in labels}) > 1:
+    elif isinstance(labels, list) and len(rows := _even_parts(labels)) != 1:
         if weights is not None:
             raise ValueError(
                 "`sample_weight` needs labels in an array. Received: lists of unequal lengths"
             )
-        labels = keras.tree.flatten(labels)
+        if any(row.ndim > 1 and row.shape[-1] == num_classes for row in rows):  # One-hot.
+            rows = [row.reshape(-1, num_classes) for row in rows if row.size]
+        labels = np.concatenate([row if row.ndim > 1 else row.ravel() for row in rows])
     weights = None if weights is None else as_numpy("`sample_weight`", weights)
     return as_numpy("Labels", labels, what), weights
+
+
+def _even_parts(values):
+    """Returns the largest parts of nested lists that are arrays."""
+    try:
+        return [np.asarray(values)]
+    except ValueError:
+        return [part for value in values for part in _even_parts(value)]
 
 
 def _stored(labels, weights, num_classes):
     """Returns the values of ragged or sparse labels, and the weights of each."""
     is_ragged = hasattr(labels, "flat_values")
-    if not is_ragged and len(labels.shape) > 1 and labels.shape[-1] == num_classes:
+    if not is_ragged and len(labels.shape) > 1 and labels.shape[-1] in (1, num_classes):
         return backends.dense(labels), weights
     values = backends.stored_values(labels)
     if weights is None:
         return values, None
-    if is_ragged and backends.is_ragged_or_sparse(weights):
-        return values, backends.stored_values(weights)
     rows = backends.rows_of_values(labels)
+    if is_ragged and backends.is_ragged_or_sparse(weights):
+        its_rows = backends.rows_of_values(weights)
+        if rows is None or its_rows is None or np.array_equal(rows, its_rows):
+            return values, backends.stored_values(weights)
+        rows = None
     if rows is None or len(weights.shape) != 1:
         raise ValueError(
             "`sample_weight` of ragged labels must be as ragged, or one for each row. Received: "
@@ -196,7 +220,7 @@ def match_shapes(y_true, logits, num_classes, **words):
             f"Received: y_true.shape={tuple(y_true.shape)}, y_pred.shape={shape}"
         )
     if sparse:
-        y_true = _signed(y_true)
+        y_true = signed(y_true)
     elif None in true_shape:
         # A (B, 1) whose shape is unknown until it runs must not broadcast against the logits.
         y_true = ops.reshape(y_true, ops.shape(logits))
@@ -225,7 +249,7 @@ def match_binary(y_true, logits, num_labels=None):
     return y_true, logits
 
 
-def _signed(labels):
+def signed(labels):
     """Returns labels in a dtype that can hold -1 too."""
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if keras.backend.is_float_dtype(dtype) or dtype in ("int32", "int64"):

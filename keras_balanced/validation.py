@@ -71,6 +71,8 @@ def check_positive_vector(name, values, length=None, zeros=False):
     With `zeros` some may be 0, but two.
     """
     vector = as_array(name, values, "a 1-D vector of positive numbers, one per class")
+    if length is not None and _is_table(values):
+        vector = np.pad(vector, (0, max(0, length - len(vector))))  # Ids that have not come up.
     if vector.ndim != 1:
         raise ValueError(
             f"`{name}` must be a 1-D vector of positive numbers, one per class. "
@@ -149,6 +151,12 @@ def check_rates(name, values):
             "problem; adapt one with `multi_label=True`"
         )
     expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
+    if _is_table(values):
+        raise ValueError(
+            f"`{name}` must be {expected}. Received: a {type(values).__name__}; of labels 0 and 1 "
+            "pass the rate of label 1, as in `y.mean()`, of several labels a vector, as in "
+            "`y.mean().to_numpy()`"
+        )
     rates = as_array(name, _held_by(values, "priors"), expected)
     if rates.ndim > 1 or not ((rates >= _SMALLEST_PRIOR) & (rates < 1)).all():
         raise ValueError(

@@ -117,7 +117,15 @@ class CrossValidation(Tuner):
         else:
             examples = _Arrays(x, y, fit_kwargs.pop("sample_weight", None))
         counts = np.bincount(examples.labels, minlength=getattr(self.hypermodel, "num_classes", 0))
-        short = np.flatnonzero(counts < self.folds)
+        num_classes = getattr(self.hypermodel, "num_classes", len(counts))
+        expected = getattr(self.hypermodel, "class_ids", np.arange(num_classes))
+        bad = np.setdiff1d(examples.labels, expected)
+        if bad.size:
+            raise ValueError(
+                f"The labels must be class ids of `priors`, {num_classes} in all. "
+                f"Received: labels {bad[:10].tolist()}"
+            )
+        short = expected[counts[expected] < self.folds]
         if short.size:
             raise ValueError(
                 f"Every class must have an example for each of the {self.folds} folds. Received: "

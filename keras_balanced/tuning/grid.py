@@ -10,7 +10,8 @@ import numpy as np
 
 from keras_balanced.backends import probability_layer
 from keras_balanced.losses import BalancedLoss, GCALoss, GLALoss
-from keras_balanced.validation import check_mix, check_number
+from keras_balanced.surrogates import Surrogate
+from keras_balanced.validation import check_number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -32,6 +33,7 @@ def loss_grid(
     q: Sequence[float],
     tau: Sequence[float | None],
     margins: Sequence[Literal["cube_root"] | ArrayLike | None],
+    target_priors: ClassMix | None = None,
 ) -> dict[tuple[str, float, str], BalancedLoss]:
     """Returns a dict of `(loss, q, option)` to the loss: each distinct one, once."""
     for name, values in (("losses", losses), ("q", q), ("tau", tau), ("margins", margins)):
@@ -55,7 +57,7 @@ def loss_grid(
     for name in dict.fromkeys(names):
         for value in q:
             for option, arguments in options[name].items():
-                loss = _LOSSES[name](priors, q=value, **arguments)
+                loss = _LOSSES[name](priors, q=value, target_priors=target_priors, **arguments)
                 rho = loss.surrogate.margins
                 if value >= rho.min() / rho.max() and rho.min() < rho.max():
                     continue
@@ -63,7 +65,7 @@ def loss_grid(
                 if key not in seen:
                     seen.add(key)
                     grid[name, value, option] = loss
-    num_classes = len(check_mix("priors", priors))
+    num_classes = len(Surrogate(priors, target_priors).priors)
     for loss in own:
         if loss.surrogate.priors.shape != (num_classes,) or (loss.name, loss.surrogate.q) in {
             key[:2] for key in grid

@@ -47,6 +47,7 @@ def fast_search(
     learning_rate: float = 0.01,
     refit: bool = False,
     seed: int = 0,
+    target_priors: ClassMix | None = None,
 ) -> FastSearch:
     """Ranks losses by refitting only the last layer of one trained model, for all of them at once.
 
@@ -76,6 +77,7 @@ def fast_search(
         refit: Whether to return a copy of the model with the best loss's head, fitted on all
             examples (decoupled training, Kang et al., 2020), compiled with that loss.
         seed: Seed of folds and batches.
+        target_priors: Class mix to be good at, as `priors`, for all losses. `None` is uniform.
 
     Returns:
         A `FastSearch`. Its table has a dict for each loss: `loss`, `q`, `tau` and `margins`
@@ -102,7 +104,7 @@ def fast_search(
     """
     folds = check_integer("folds", folds, low=2)
     steps = check_integer("steps", steps, low=1)
-    grid = loss_grid(priors, losses, q, tau, margins)
+    grid = loss_grid(priors, losses, q, tau, margins, target_priors)
     for loss in grid.values():
         if type(loss).logits is not BalancedLoss.logits or type(loss).call is not BalancedLoss.call:
             raise ValueError(
@@ -247,6 +249,10 @@ class _Heads(keras.layers.Layer):
 def _features(extractor, data, num_classes, name):
     """Returns features `(N, D)` and class ids `(N,)`."""
     if isinstance(data, (tuple, list)):
+        if len(data) != 2:
+            raise ValueError(
+                f"`{name}` must be (x, y), without weights. Received: {len(data)} parts"
+            )
         x, y = extractor.predict(data[0], verbose=0), data[1]
     else:
         batches = [

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import keras_tuner
+import numpy as np
 
 from keras_balanced.losses import BalancedLoss
 from keras_balanced.metrics import BalancedAccuracy
 from keras_balanced.tuning.grid import OPTION, Q, check_model, loss_grid
 from keras_balanced.tuning.oracle import choose
-from keras_balanced.validation import check_mix
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -51,6 +51,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         seed: Seed set before each build: all configurations start alike, and a resumed search
             trains as an uninterrupted one would. `None` (default) sets none; keep to it with
             `executions_per_trial` above 1, whose executions would be copies.
+        target_priors: Class mix to be good at, as `priors`, for all losses. `None` is uniform.
 
     Raises:
         ValueError: for an empty grid and values out of their range; when it builds, for a model
@@ -81,6 +82,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
         compile_kwargs: dict[str, Any] | None = None,
         seed: int | None = None,
+        target_priors: ClassMix | None = None,
     ):
         if not callable(build):
             raise ValueError(
@@ -92,8 +94,11 @@ class BalancedHyperModel(keras_tuner.HyperModel):
                 "`compile_kwargs` must not have a `loss`, which the search chooses. "
                 f"Received: loss={self.compile_kwargs['loss']!r}"
             )
-        self.grid = loss_grid(priors, losses, q, tau, margins)
-        self.num_classes = len(check_mix("priors", priors))
+        self.grid = loss_grid(priors, losses, q, tau, margins, target_priors)
+        surrogate = next(iter(self.grid.values())).surrogate
+        self.num_classes = len(surrogate.priors)
+        # Classes that occur: each needs examples.
+        self.class_ids = np.flatnonzero(surrogate.occurs)
         self.seed = seed
         self._user_build = build if inspect.signature(build).parameters else lambda hp: build()
         super().__init__()
