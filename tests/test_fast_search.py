@@ -128,6 +128,28 @@ def test_bad_input_of_fast_search():
         tuning.fast_search(plain, *data, PRIORS, refit=True)
 
 
+def test_weights_are_refused():
+    x, y = examples(30)
+    with pytest.raises(ValueError, match=r"`train` must be \(x, y\), without weights"):
+        tuning.fast_search(trained(x, y), (x, y, np.ones(30)), (x, y), PRIORS, steps=1)
+
+
+def test_a_class_that_never_occurs():
+    x, y = examples(30)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    found = tuning.fast_search(
+        model,
+        (x, y + 1),
+        (x, y + 1),
+        [0, *PRIORS],
+        q=[0.0],
+        steps=20,
+        target_priors=[0, 1, 1, 1],
+    )
+    assert found.loss.surrogate.target_priors[0] == 0.0
+    assert found.table[0]["balanced_accuracy"] > 0.5
+
+
 def test_labels_without_meaning_score_as_chance():
     """One-hot features of each example of its own: a head that has seen it knows its label."""
     count = 60

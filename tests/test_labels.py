@@ -808,3 +808,124 @@ def test_a_model_of_keras_2_is_refused():
     model.compile("sgd", loss=GLALoss(FEW))
     with pytest.raises(ValueError, match="need a model of Keras 3"):
         model.fit(np.zeros((3, 2)), np.arange(3), sample_weight=np.ones(3), verbose=0)
+
+
+def test_one_hot_labels_in_nested_lists():
+    assert counted([[[0, 1, 0], [1, 0, 0]], [[0, 0, 1]]]) == [1, 1, 1]
+    assert counted([[[1, 2], [1]], [[2], [2, 1]]], 4) == [0, 3, 3, 0]
+
+
+def test_columns_of_labels():
+    assert counted(pd.get_dummies(pd.Series([0, 1, 2, 2]), dtype=int)) == [1, 1, 2]
+    assert counted(scipy.sparse.csr_matrix([[0], [1], [2], [0]])) == [2, 1, 1]
+    with pytest.raises(ValueError, match=r"one output\. Received: a DataFrame with 2 columns"):
+        ClassPrior(3).adapt(pd.DataFrame({"a": [0, 1], "b": [2, 2]}))
+
+
+def test_ragged_weights_have_the_rows_of_the_labels():
+    tf = pytest.importorskip("tensorflow")
+    labels = tf.ragged.constant([[1, 2], [1]])
+    with pytest.raises(ValueError, match="`sample_weight` of ragged labels"):
+        counted((labels, tf.ragged.constant([[1.0], [2.0, 3.0]])))
+    assert counted((labels, [10.0, 100.0])) == [0, 110, 10]
+
+
+@pytest.mark.parametrize("floatx", ["bfloat16", "float16"])
+def test_half_precision_as_the_default_of_metrics_and_lists(floatx):
+    y = np.full(70_000, 257)
+    z = np.zeros((1, 400), "float32")
+    try:
+        keras.config.set_floatx(floatx)
+        metric, loss = BalancedAccuracy(400), GLALoss(np.arange(1, 401))
+        metric.update_state(y, np.broadcast_to(np.eye(400, dtype="f")[257], (70_000, 400)))
+        assert float(metric.result()) == 1.0
+        assert float(metric.total[257]) == 70_000
+        assert float(loss([257.0], z)) == float(loss([257], z))
+    finally:
+        keras.config.set_floatx("float32")
+
+
+def test_recalls_of_a_series_are_aligned():
+    ax = plots.class_recalls({"ce": pd.Series([0.9, 0.1, 0.5], index=[2, 0, 1])})
+    assert [bar.get_height() for bar in ax.patches] == [0.1, 0.5, 0.9]
+    for bad in ({}, {"a": [0.1, 0.2], "b": [0.3, 0.4, 0.5]}):
+        with pytest.raises(ValueError, match="`recalls` must be a dict"):
+            plots.class_recalls(bad)
+
+
+def test_logit_adjustment_of_integers_and_lists():
+    expected = numpy(LogitAdjustment([90, 10])(np.array([[1.0, 0.0]], "float32")))
+    for logits in (np.array([[1, 0]]), [[1.0, 0.0]]):
+        np.testing.assert_allclose(numpy(LogitAdjustment([90, 10])(logits)), expected)
+
+
+@pytest.mark.parametrize("mode", ["prior", "log_prior", "weight"])
+def test_a_class_prior_of_ids_from_1(mode):
+    """What has not come up is as what is out of range, and changes nothing for the others."""
+    wide, narrow = ClassPrior(4, output_mode=mode), ClassPrior(3, output_mode=mode)
+    labels = np.array([0, 1, 1, 2])
+    wide.adapt(labels + 1)
+    narrow.adapt(labels)
+    np.testing.assert_allclose(numpy(wide(labels + 1)), numpy(narrow(labels)))
+    np.testing.assert_array_equal(np.isnan(numpy(wide([0, 1, 4]))), [True, False, True])
+
+
+def test_narrow_labels_with_an_ignored_class():
+    prior = ClassPrior(256, ignore_class=-1, counts=np.arange(1, 257))
+    np.testing.assert_allclose(numpy(prior(np.array([255], "uint8"))), prior.priors[255], rtol=1e-6)
+    prior = ClassPrior(3, ignore_class=255, counts=FEW)
+    assert np.isnan(numpy(prior(np.array([-1], "int8")))).all()
+
+
+def test_a_report_refuses_masked_labels_and_a_softmax_of_its_output(rng):
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    masked = np.ma.masked_array(y, y == 0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", loss=GLALoss(FEW))
+    with pytest.raises(ValueError, match="must not be a masked array"):
+        model.fit(x, y, callbacks=[callbacks.PerClassReport((x, masked))], verbose=0)
+    inputs = keras.Input((4,))
+    outputs = {"b": keras.layers.Dense(3)(inputs), "a": keras.layers.Dense(3, "softmax")(inputs)}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", loss={"a": GLALoss(FEW), "b": GLALoss(FEW)})
+    report = callbacks.PerClassReport((x, {"a": y, "b": y}), output_name="a")
+    with pytest.raises(ValueError, match=r"must give logits|Expected logits"):
+        model.fit(x, {"a": y, "b": y}, callbacks=[report], verbose=0)
+
+
+def test_a_gate_of_a_subclassed_model_is_no_output(rng, capsys):
+    class Gated(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head, self.gate = keras.layers.Dense(3), keras.layers.Dense(4, "sigmoid")
+
+        def call(self, x):
+            return self.head(x * self.gate(x))
+
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    model = Gated()
+    model.compile("sgd", loss=GLALoss(FEW))
+    model.fit(x, y, callbacks=[callbacks.PerClassReport((x, y))], verbose=0)
+    assert "the worst of 3 classes" in capsys.readouterr().out
+
+
+def test_what_a_model_predicts_below_the_smoothed_mass_stays_possible():
+    loss = GLALoss(FEW, label_smoothing=0.1)
+    z = np.array([[30.0, 0.0, 0.0], [0.0, 30.0, 0.0]], "float32")
+    posterior = loss.posterior(z, target_priors=FEW)
+    assert posterior.min() > 1e-5
+    assert (posterior.max(axis=-1) > 0.99).all()
+
+
+@pytest.mark.parametrize("table", [{0: 1, 1: 1}, pd.Series([1, 1]), collections.Counter([0, 1])])
+def test_a_missing_key_counts_0_between_mixes(table):
+    surrogate = GCALoss([5, 3, 0], target_priors=table).surrogate
+    np.testing.assert_array_equal(surrogate.target_priors, [0.5, 0.5, 0.0])
+    ours = GCALoss([0, 5, 5], margins={1: 1, 2: 2}, target_priors=[0, 1, 1]).surrogate
+    np.testing.assert_allclose(ours.margins, [1.0, 2 / 3, 4 / 3])
+
+
+def test_rates_in_a_table_are_refused():
+    for table in (pd.Series([0, 1, 1]).value_counts(normalize=True), {0: 0.9, 1: 0.1}):
+        with pytest.raises(ValueError, match=r"pass the rate of label 1, as in `y.mean\(\)`"):
+            BinaryGLALoss(table)

@@ -561,6 +561,25 @@ def test_calibration_without_a_class(rng):
         serving.estimate_target_priors(np.full((4, 3), 1 / 3), [0, 1, 1])
 
 
+def test_calibration_leaves_out_masks_and_weights_of_0(rng):
+    x, y = gaussians([40, 20, 10], rng)
+    order = rng.permutation(len(y))
+    x, y = x[order].reshape(10, 7, 2), y[order].reshape(10, 7)
+    kept = np.arange(7) < rng.integers(3, 8, (10, 1))
+    flat = bayes_model(2.0)
+    expected = serving.calibrate(flat, GLALoss([4, 2, 1]), (x[kept], y[kept])).temperature
+    inputs = keras.Input((7, 2))
+    model = keras.Model(inputs, flat.layers[-1](inputs))
+    garbage = np.where(kept, y, -7)
+    for labels in (garbage, np.where(kept[..., None], np.eye(3)[y], np.nan)):
+        found = serving.calibrate(model, GLALoss([4, 2, 1]), (x, labels, kept))
+        assert found.temperature == pytest.approx(expected, rel=1e-4)
+    masked = keras.Model(inputs, flat.layers[-1](keras.layers.Masking(9.0)(inputs)))
+    x[~kept] = 9.0
+    found = serving.calibrate(masked, GLALoss([4, 2, 1]), (x, garbage))
+    assert found.temperature == pytest.approx(expected, rel=1e-4)
+
+
 def test_no_held_out_data():
     for data in [[], (np.zeros((2, 2), "float32"), np.array([0, 1]), np.zeros(2))]:
         with pytest.raises(ValueError, match=r"`validation_data` must have .*examples"):

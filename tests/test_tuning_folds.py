@@ -295,6 +295,27 @@ def test_bad_input_of_cross_validation(tmp_path):
         tuning.CrossValidation(keras_tuner.oracles.RandomSearchOracle(objective), build)
 
 
+def test_labels_that_are_no_classes_are_refused_and_one_may_never_occur(tmp_path):
+    x, y = examples()
+    with pytest.raises(
+        ValueError, match=r"class ids of `priors`, 3 in all. Received: labels \[3\]"
+    ):
+        cross_validation(tmp_path).search(x, y + 1)
+    hypermodel = tuning.BalancedHyperModel(
+        lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)]),
+        [0, *PRIORS],
+        losses=["gla"],
+        q=[0.0],
+        tau=[None],
+        target_priors=[0, 1, 1, 1],
+    )
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+    tuner = no_training(tuning.CrossValidation(oracle, hypermodel, 2, directory=tmp_path / "own"))
+    tuner.search(x, y + 1, verbose=0)
+    with pytest.raises(ValueError, match=r"Received: labels \[0\]"):
+        tuner.search(x, y)
+
+
 def test_a_dataset_must_repeat_its_order(tmp_path):
     tf = pytest.importorskip("tensorflow")
     dataset = tf.data.Dataset.from_tensor_slices(examples())
