@@ -91,9 +91,9 @@ def as_counted(labels, weights, num_classes, what):
             raise ValueError(
                 "`sample_weight` needs labels in an array. Received: lists of unequal lengths"
             )
-        if any(row.ndim > 1 and row.shape[-1] == num_classes for row in rows):  # One-hot.
-            rows = [row.reshape(-1, num_classes) for row in rows if row.size]
-        labels = np.concatenate([row if row.ndim > 1 else row.ravel() for row in rows])
+        is_one_hot = any(row.ndim > 1 and row.shape[-1] == num_classes for row in rows)
+        shape = (-1, num_classes) if is_one_hot else (-1,)
+        labels = np.concatenate([row.reshape(shape) for row in rows if row.size])
     weights = None if weights is None else as_numpy("`sample_weight`", weights)
     return as_numpy("Labels", labels, what), weights
 

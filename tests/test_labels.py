@@ -813,6 +813,7 @@ def test_a_model_of_keras_2_is_refused():
 def test_one_hot_labels_in_nested_lists():
     assert counted([[[0, 1, 0], [1, 0, 0]], [[0, 0, 1]]]) == [1, 1, 1]
     assert counted([[[1, 2], [1]], [[2], [2, 1]]], 4) == [0, 3, 3, 0]
+    assert counted([[[1, 2], [0, 4]], [[1]]], 5) == [1, 2, 1, 0, 1]
 
 
 def test_columns_of_labels():
