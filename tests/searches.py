@@ -5,6 +5,7 @@ python tests/searches.py work DIRECTORY ID: is one of KerasTuner's workers, or t
 worker waits in each training for the file `ID.go`.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -108,6 +109,7 @@ def work(directory, worker):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # As in conftest.py.
     command, directory, name = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
     if command == "kill":
         search(directory, name, Die(directory / f"{name}.log"))

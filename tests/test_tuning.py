@@ -157,9 +157,13 @@ TUNERS = {
 @pytest.mark.parametrize("name", TUNERS)
 def test_every_tuner_searches_and_reloads(name, tmp_path, capsys):
     x, y = examples()
-    hypermodel = tuning.BalancedHyperModel(build, PRIORS, q=[0.0, 0.1], seed=0)
+    # In so few steps compiling would take the most time: one of the searches shows that it works.
+    compile_kwargs = {"run_eagerly": name != "random"}
+    hypermodel = tuning.BalancedHyperModel(
+        build, PRIORS, q=[0.0, 0.1], seed=0, compile_kwargs=compile_kwargs
+    )
     tuner = TUNERS[name](hypermodel, hypermodel.objective, seed=0, directory=tmp_path)
-    tuner.search(x, y, validation_data=(x, y), epochs=2, verbose=0)
+    tuner.search(x, y, validation_data=(x, y), epochs=2, batch_size=60, verbose=0)
     best = tuner.oracle.get_best_trials(1)[0]
     model = tuner.get_best_models()[0]
     # The weights are those of the best epoch, and the loss that of the trial.
@@ -278,7 +282,14 @@ def test_kill_9_loses_the_training_under_way_only(tmp_path):
 
 def test_a_trial_that_ended_is_not_repeated_where_only_the_oracle_was_not_written(tmp_path):
     x, y = examples()
-    hypermodel = tuning.BalancedHyperModel(build, PRIORS, q=[0.0, 0.1, 0.2], tau=[None], seed=0)
+    hypermodel = tuning.BalancedHyperModel(
+        build,
+        PRIORS,
+        q=[0.0, 0.1, 0.2],
+        tau=[None],
+        seed=0,
+        compile_kwargs={"run_eagerly": True},
+    )
 
     def grid_search(directory):
         return tuning.GridSearch(
