@@ -177,14 +177,13 @@ class ClassPrior(keras.layers.Layer):
         return smoothed / smoothed.sum(axis=-1, keepdims=True)
 
     def __call__(self, labels, **kwargs):
-        labels = targets.as_tensor("labels", labels)
         if backends.is_tf_symbol(labels) and backends.name() != "tensorflow":
             raise ValueError(
                 "`ClassPrior` runs in `dataset.map` on the TensorFlow backend only. Use "
                 "`tf.gather(prior.priors, labels)` there. "
                 f"Received: a tensor of `tf.data` on the {backends.name()} backend"
             )
-        return super().__call__(labels, **kwargs)
+        return super().__call__(targets.as_tensor("labels", labels), **kwargs)
 
     def call(self, labels):
         priors = self._all_priors()
