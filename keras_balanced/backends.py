@@ -16,6 +16,15 @@ def name():
     return keras.backend.backend()
 
 
+def full_precision():
+    """Returns Keras's default dtype, and `"float32"` where that is half precision.
+
+    Which corrupts class ids above 256, and ends sums early.
+    """
+    dtype = keras.config.floatx()
+    return dtype if dtype in ("float32", "float64") else "float32"
+
+
 def sparse_cross_entropy(labels, logits, num_classes, scale=None, shift=None):
     """Returns `-log softmax(logits * scale + shift)[labels]`, `(...)`, for labels in `[0, K)`.
 
@@ -234,6 +243,16 @@ def refuse_probabilities(y_pred):
             "Expected logits in `y_pred` since `from_logits=True`, but it is the output of a "
             "softmax or sigmoid. Remove that activation from the model's last layer, or pass "
             "`from_logits=False`."
+        )
+
+
+def refuse_probability_layer(model, output_name=None):
+    """Raises if the layers of a model say that its output is probabilities."""
+    layer = probability_layer(model, output_name)
+    if layer is not None:
+        raise ValueError(
+            "`model` must give logits, since its loss has `from_logits=True`. Received: a model "
+            f"that ends in the softmax or sigmoid of its layer {layer.name!r}"
         )
 
 

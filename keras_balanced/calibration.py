@@ -269,12 +269,8 @@ def check_model(model, loss):
         raise ValueError(
             f"`model` must have one output, the logits. Received: {len(model.outputs)} outputs"
         )
-    layer = backends.probability_layer(model)
-    if loss.from_logits and layer is not None:
-        raise ValueError(
-            "`model` must give logits, since its loss has `from_logits=True`. Received: a model "
-            f"that ends in the softmax or sigmoid of its layer {layer.name!r}"
-        )
+    if loss.from_logits:
+        backends.refuse_probability_layer(model)
     named = len(model.inputs) > 1 or isinstance(getattr(model, "input", None), dict)
     names = [x.name for x in model.inputs]
     if named and (
@@ -352,10 +348,8 @@ def _labelled(loss, y_pred, y_true, weights=None):
     occurs = loss.surrogate.occurs
     bad = np.unique(labels[kept & ~np.isin(labels, np.flatnonzero(occurs))])
     if bad.size:
-        absent = np.flatnonzero(~occurs)[:10].tolist()
-        but = f" but for {absent}, whose prior is 0" if absent else ""
         raise ValueError(
-            f"The labels of `validation_data` must be integers in [0, {num_classes}){but}. "
+            f"The labels of `validation_data` must be integers in {targets.range_of(occurs)}. "
             f"Received: {bad[:10].tolist()}. Padding is the loss's `ignore_class`, or has weight 0"
         )
     logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]

@@ -75,12 +75,8 @@ class PerClassReport(keras.callbacks.Callback):
         # So that what does not fit is found before an epoch has passed.
         loss = self._of_output(getattr(self.model, "loss", None))
         if isinstance(loss, losses.BalancedLoss) and loss.from_logits:
-            layer = backends.probability_layer(self.model, self.output_name)
-            if layer is not None:  # On JAX the loss cannot see it.
-                raise ValueError(
-                    "The model must give logits, since its loss has `from_logits=True`. Received: "
-                    f"a model that ends in the softmax or sigmoid of its layer {layer.name!r}"
-                )
+            # On JAX the loss cannot see it.
+            backends.refuse_probability_layer(self.model, self.output_name)
         for x, _, _ in self._batches():
             num_classes = self._logits(x).shape[-1]
             break

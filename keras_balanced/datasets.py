@@ -105,7 +105,7 @@ def long_tail(
     is_dataset = hasattr(x, "element_spec")
     x = np.asarray(x) if isinstance(x, (list, tuple)) else x
     if is_dataset:
-        labels = targets.class_ids("y", [example[1] for example in x.as_numpy_iterator()])
+        labels = [example[1] for example in x.as_numpy_iterator()]
     else:
         labels = targets.as_numpy("`y`", y, "integer labels `(N,)`")
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(x):
@@ -113,7 +113,8 @@ def long_tail(
                 "`y` must be integer labels `(N,)`, one for each of the examples in `x`. "
                 f"Received: y of shape {labels.shape} and dtype {labels.dtype}, {len(x)} examples"
             )
-    available = np.bincount(targets.class_ids("y", labels))
+    ids = targets.class_ids("y", labels)
+    available = np.bincount(ids)
     if not available.all():
         raise ValueError(
             "`y` must have examples of every class up to the largest. Received: none of the class "
@@ -130,9 +131,9 @@ def long_tail(
             f"Received: {available[short[0]]} of them"
         )
     rng = np.random.default_rng(seed)
-    keep = np.zeros(len(labels), bool)
+    keep = np.zeros(len(ids), bool)
     for k, count in enumerate(counts):
-        keep[rng.permutation(np.flatnonzero(labels == k))[:count]] = True
+        keep[rng.permutation(np.flatnonzero(ids == k))[:count]] = True
     if not is_dataset:
         return x[keep], labels[keep]
 

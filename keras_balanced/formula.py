@@ -25,15 +25,19 @@ def as_logits(y_pred, surrogate, from_logits=True):
         backends.refuse_probabilities(y_pred)
     elif (logits := backends.logits_of(y_pred)) is not None:
         y_pred, from_logits = logits, True
-    dtype = keras.backend.standardize_dtype(y_pred.dtype)
-    if dtype not in ("float32", "float64"):
-        y_pred, dtype = ops.cast(y_pred, "float32"), "float32"
+    y_pred = as_full_precision(y_pred)
     if from_logits:
         return y_pred
     # The floor of the dtype, not epsilon: a wrong, confident example must keep its gradient.
-    tiny = float(np.finfo(dtype).tiny)
+    tiny = float(np.finfo(keras.backend.standardize_dtype(y_pred.dtype)).tiny)
     logits = _log_from(tiny, y_pred)
     return logits - _log_from(tiny, 1.0 - y_pred) if surrogate.binary else logits
+
+
+def as_full_precision(tensor):
+    """Returns a float64 tensor as it is, and any other as float32."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return tensor if dtype in ("float32", "float64") else ops.cast(tensor, "float32")
 
 
 def _log_from(low, x):
@@ -76,8 +80,8 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
     if _differ(surrogate.weights, 1.0):
         losses = losses * ops.take(_like(logits, surrogate.weights), labels)
     if surrogate.label_smoothing:
-        mix = _like(logits, surrogate.label_smoothing * surrogate.smoothing_mix)
-        smoothed = ops.sum(mix * _losses_of_classes(logits, surrogate), axis=-1)
+        mass = _like(logits, surrogate.smoothing_mass)
+        smoothed = ops.sum(mass * _losses_of_classes(logits, surrogate), axis=-1)
         losses = (1.0 - surrogate.label_smoothing) * losses + smoothed
     losses = ops.where(valid, losses, _like(logits, np.nan))
     return losses if ignore_class is None else ops.where(ignored, _like(logits, 0.0), losses)
@@ -85,12 +89,12 @@ def _sparse_loss(labels, logits, surrogate, ignore_class):
 
 def _soft_loss(y_true, logits, surrogate):
     if not surrogate.occurs.all():
-        nan = ops.where(ops.equal(y_true, 0), y_true, _like(logits, np.nan))
-        y_true = ops.where(ops.convert_to_tensor(surrogate.occurs), y_true, nan)
+        out_of_range = ops.logical_and(~surrogate.occurs, ops.not_equal(y_true, 0))
+        y_true = ops.where(out_of_range, _like(logits, np.nan), y_true)
     if surrogate.label_smoothing:
-        mix = _like(logits, surrogate.label_smoothing * surrogate.smoothing_mix)
         total = ops.sum(y_true, axis=-1, keepdims=True)
-        y_true = (1.0 - surrogate.label_smoothing) * y_true + total * mix
+        mass = _like(logits, surrogate.smoothing_mass)
+        y_true = (1.0 - surrogate.label_smoothing) * y_true + total * mass
     return ops.sum(y_true * _losses_of_classes(logits, surrogate), axis=-1)
 
 
@@ -117,8 +121,8 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
         logits = ops.where(ignored, _like(logits, 0.0), logits)
     valid = ops.logical_and(y_true >= 0, y_true <= 1)
     if surrogate.label_smoothing:
-        mix = _like(logits, surrogate.label_smoothing * surrogate.smoothing_mix[..., 1])
-        y_true = (1.0 - surrogate.label_smoothing) * y_true + mix
+        mass = _like(logits, surrogate.smoothing_mass[..., 1])
+        y_true = (1.0 - surrogate.label_smoothing) * y_true + mass
 
     def loss_of(label):
         shift = surrogate.shift[..., 1] - surrogate.shift[..., 0]
@@ -169,7 +173,7 @@ def mask_absent(logits, surrogate):
 
 def _without_smoothing(log_eta, surrogate):
     """Returns the logarithm of the posterior of the labels before they were smoothed."""
-    mass = surrogate.label_smoothing * surrogate.smoothing_mix
+    mass = surrogate.smoothing_mass
     # A model that has not fitted may predict less than the mass: then a hundredth of it is left.
     # (Of an absent class there is none, and its logit is masked.)
     least = _like(log_eta, np.where(surrogate.occurs, 0.01 * mass, 1.0))

@@ -82,9 +82,7 @@ class BalancedLoss(keras.losses.Loss):
         name: str | None = "balanced_loss",
         dtype: str | None = None,
     ):
-        if dtype is None and keras.config.floatx() not in ("float32", "float64"):
-            dtype = "float32"
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(name=name, reduction=reduction, dtype=dtype or backends.full_precision())
         if self.dtype not in ("float32", "float64"):
             raise ValueError(
                 "`dtype` of a loss must be float32 or float64: half precision corrupts class ids "
@@ -158,9 +156,7 @@ class BalancedLoss(keras.losses.Loss):
         target = surrogate.target_priors
         if target_priors is not None:
             target = surrogate.check_target(target_priors)
-        logits = targets.as_tensor("logits", logits)
-        if keras.backend.standardize_dtype(logits.dtype) not in ("float32", "float64"):
-            logits = ops.cast(logits, "float32")
+        logits = formula.as_full_precision(targets.as_tensor("logits", logits))
         if not surrogate.binary:
             targets.check_classes(logits, len(surrogate.priors))
         return formula.log_posterior(logits, surrogate, target)

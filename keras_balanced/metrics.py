@@ -39,9 +39,7 @@ class _ClassMetric(keras.metrics.Metric):
     _better = "up"
 
     def __init__(self, num_classes, ignore_class, name, dtype):
-        if dtype is None and keras.config.floatx() not in ("float32", "float64"):
-            dtype = "float32"  # Sums in half precision end early.
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name=name, dtype=dtype or backends.full_precision())
         backends.set_direction(self, self._better)
         self.num_classes = validation.check_integer("num_classes", num_classes, low=2)
         self.ignore_class = validation.check_ignore_class(ignore_class)

@@ -89,8 +89,8 @@ class Surrogate:
         )
         # What smoothing mixes into the targets. In proportion to prior over target, it adds the
         # same to the posterior of each class in the target mix, and so keeps their order.
-        mass = self.occurs / self.target_to_prior
-        self.smoothing_mix = mass / mass.sum(axis=-1, keepdims=True)
+        mix = self.occurs / self.target_to_prior
+        self.smoothing_mass = self.label_smoothing * mix / mix.sum(axis=-1, keepdims=True)
 
     @property
     def num_labels(self) -> int | None:

@@ -15,8 +15,7 @@ def as_tensor(name, values):
         return values
     array = as_numpy(f"`{name}`", values)
     if isinstance(values, (list, tuple)) and array.dtype == "float64":
-        # Python has no float32, and half precision corrupts class ids.
-        array = array.astype("float64" if keras.config.floatx() == "float64" else "float32")
+        array = array.astype(backends.full_precision())  # Python has no float32.
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
         # JAX has 32 bits, and takes what is left; PyTorch has no uint64.
         array = np.clip(array, max(-(2**31), np.iinfo(array.dtype).min), 2**31 - 1).astype("int64")
@@ -267,14 +266,18 @@ def valid_ids(labels, num_classes, occurs=None):
     return ids, valid
 
 
+def range_of(occurs):
+    """Returns in words which class ids a label may have."""
+    absent = np.flatnonzero(~occurs)[:10].tolist()
+    return f"[0, {len(occurs)})" + (f" but for {absent}, whose prior is 0" if absent else "")
+
+
 def check_labels(labels, num_classes, occurs):
     """As `valid_ids`, and raises an error that names invalid labels where it can be seen."""
     ids, valid = valid_ids(labels, num_classes, occurs)
-    absent = np.flatnonzero(~occurs)[:10].tolist()
-    but = f" but for {absent}, whose prior is 0" if absent else ""
     message = (
-        f"The labels in `y_true` must be integers in [0, {num_classes}){but}. Give padding, such "
-        "as -100 or 255, to the loss as its `ignore_class`; take 1 off ids that start at 1."
+        f"The labels in `y_true` must be integers in {range_of(occurs)}. Give padding, such as "
+        "-100 or 255, to the loss as its `ignore_class`; take 1 off ids that start at 1."
     )
     return ids, backends.refuse_unless(valid, labels, message)
 

@@ -70,9 +70,7 @@ def check_positive_vector(name, values, length=None, zeros=False):
 
     With `zeros` some may be 0, but two.
     """
-    vector = as_array(name, values, "a 1-D vector of positive numbers, one per class")
-    if length is not None and _is_table(values):
-        vector = np.pad(vector, (0, max(0, length - len(vector))))  # Ids that have not come up.
+    vector = as_array(name, values, "a 1-D vector of positive numbers, one per class", length)
     if vector.ndim != 1:
         raise ValueError(
             f"`{name}` must be a 1-D vector of positive numbers, one per class. "
@@ -112,9 +110,8 @@ def check_counts(name, values, shape=None):
     expected = f"non-negative, finite and of shape {shape}"
     if shape is None:
         expected = "a 1-D vector of non-negative, finite numbers, one for each of 2 or more classes"
-    counts = as_array(name, values, expected)
-    if _is_table(values) and shape is not None and counts.ndim == len(shape) == 1:
-        counts = np.pad(counts, (0, max(0, shape[0] - len(counts))))  # Ids that have not come up.
+    length = shape[0] if shape is not None and len(shape) == 1 else None
+    counts = as_array(name, values, expected, length)
     fits = counts.ndim == 1 and len(counts) > 1 if shape is None else counts.shape == shape
     if not fits or not (np.isfinite(counts) & (counts >= 0)).all():
         raise ValueError(
@@ -239,10 +236,13 @@ def describe(instance):
     return f"{type(instance).__name__}({', '.join(shown)})"
 
 
-def as_array(name, values, expected):
-    """Returns `values`, also those of a dict or Series by class id, as a float64 array."""
+def as_array(name, values, expected, length=None):
+    """Returns `values`, also those of a dict or Series by class id, as a float64 array.
+
+    `length` is the number of class ids, where it is known.
+    """
     try:
-        return np.asarray(_in_order(name, values), dtype="float64")
+        return np.asarray(_in_order(name, values, length), dtype="float64")
     except (TypeError, ValueError) as error:
         if str(error).startswith("`"):
             raise
@@ -259,7 +259,7 @@ def _is_table(values):
     return isinstance(values, Mapping) or (hasattr(values, "index") and hasattr(values, "to_numpy"))
 
 
-def _in_order(name, values):
+def _in_order(name, values, length):
     """Returns the numbers of a dict or Series, whose keys are class ids, in the order of these.
 
     0 for an id that is missing: it has not come up in what was counted.
@@ -284,7 +284,7 @@ def _in_order(name, values):
     ids = [int(key) for key in keys]
     if len(set(ids)) < len(ids):
         raise ValueError(f"`{name}` must have each class id once. Received: keys {keys[:10]}")
-    in_order = [0.0] * (1 + max(ids, default=0))
+    in_order = [0.0] * max(1 + max(ids, default=0), length or 0)
     for class_id, number in zip(ids, numbers, strict=True):
         in_order[class_id] = number
     return in_order
