@@ -22,6 +22,35 @@ ORACLES = {
 }
 
 
+def search_of_one_loss(directory, folds=2, build=build, priors=PRIORS, **kwargs):
+    """A `CrossValidation` of one trial, eager: in so few steps compiling would take longest."""
+    hypermodel = tuning.BalancedHyperModel(
+        build,
+        priors,
+        losses=["gla"],
+        q=[0.0],
+        tau=[None],
+        compile_kwargs={"run_eagerly": True},
+        **kwargs,
+    )
+    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
+    return tuning.CrossValidation(oracle, hypermodel, folds, directory=directory)
+
+
+class CountEpochs(keras.callbacks.Callback):
+    """Writes down how many epochs each training takes."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_train_end(self, logs=None):
+        self.epochs.append(len(self.model.history.epoch))
+
+    def __deepcopy__(self, memo):  # A search copies callbacks; all write to one list.
+        return CountEpochs(self.epochs)
+
+
 @pytest.mark.parametrize("name", ORACLES)
 def test_cross_validation_scores_are_the_means_of_the_folds(name, tmp_path):
     x, y = examples()
@@ -103,17 +132,9 @@ def test_early_stopping_decides_how_long_the_refitted_model_trains(tmp_path):
     x, y = examples()
     epochs = []
 
-    class Count(keras.callbacks.Callback):
-        def on_train_end(self, logs=None):
-            epochs.append(len(self.model.history.epoch))
-
-    hypermodel = tuning.BalancedHyperModel(
-        build, PRIORS, losses=["gla"], q=[0.0], tau=[None], compile_kwargs={"run_eagerly": True}
-    )
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    tuner = search_of_one_loss(tmp_path)
     stop = keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=1e9)
-    tuner.search(x, y, epochs=9, callbacks=[stop, Count()], verbose=0)
+    tuner.search(x, y, epochs=9, callbacks=[stop, CountEpochs(epochs)], verbose=0)
     tuner.get_best_models()
     assert epochs == [2, 2, 2]
 
@@ -126,11 +147,7 @@ def test_inputs_weights_and_one_hot_labels_follow_their_examples(tmp_path):
         joined = keras.layers.Concatenate()(list(inputs.values()))
         return keras.Model(inputs, keras.layers.Dense(3)(joined))
 
-    hypermodel = tuning.BalancedHyperModel(
-        build_of_dict, PRIORS, losses=["gla"], q=[0.0], tau=[None]
-    )
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    tuner = search_of_one_loss(tmp_path, build=build_of_dict)
     weight = (y > 0).astype("float32")
     inputs = {"a": x, "b": y[:, None].astype("float32")}
     tuner.search(inputs, np.eye(3)[y], sample_weight=weight, epochs=1, verbose=0)
@@ -149,15 +166,11 @@ def no_training(tuner):
 @pytest.mark.parametrize("folds", [2, 3, 5])
 def test_folds_and_their_classes_are_of_one_size(folds, tmp_path):
     y = np.repeat(np.arange(7), [5, 6, 7, 8, 9, 11, 13])
-    hypermodel = tuning.BalancedHyperModel(
-        lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(7)]),
-        np.ones(7),
-        losses=["gla"],
-        q=[0.0],
-        tau=[None],
-    )
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = no_training(tuning.CrossValidation(oracle, hypermodel, folds, directory=tmp_path))
+
+    def build():
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(7)])
+
+    tuner = no_training(search_of_one_loss(tmp_path, folds, build, np.ones(7)))
     tuner.search(np.zeros((59, 4)), y, verbose=0)
     assert np.ptp(np.bincount(tuner._fold_of, minlength=folds)) <= 1
     for k in range(7):
@@ -204,28 +217,15 @@ def test_the_refitted_model_trains_for_as_many_epochs_as_the_best_ones(tmp_path)
     x, y = examples()
     epochs = []
 
-    class Count(keras.callbacks.Callback):
-        def on_train_end(self, logs=None):
-            epochs.append(len(self.model.history.epoch))
-
     class Restore(keras.callbacks.EarlyStopping):
         """That finds its best epoch to be the third."""
 
         def get_monitor_value(self, logs):
             return abs(len(self.model.history.epoch) - 2)
 
-    hypermodel = tuning.BalancedHyperModel(
-        build,
-        PRIORS,
-        losses=["gla"],
-        q=[0.0],
-        tau=[None],
-        compile_kwargs={"run_eagerly": True},
-    )
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    tuner = search_of_one_loss(tmp_path)
     stop = Restore("val_loss", patience=2, restore_best_weights=True)
-    tuner.search(x, y, epochs=9, batch_size=60, callbacks=[stop, Count()], verbose=0)
+    tuner.search(x, y, epochs=9, batch_size=60, callbacks=[stop, CountEpochs(epochs)], verbose=0)
     tuner.get_best_models()
     assert epochs[:2] == [5, 5]
     assert epochs[2] == 3
@@ -233,11 +233,7 @@ def test_the_refitted_model_trains_for_as_many_epochs_as_the_best_ones(tmp_path)
 
 def test_a_model_that_was_not_written_whole_is_not_loaded(tmp_path, monkeypatch):
     x, y = examples()
-    hypermodel = tuning.BalancedHyperModel(
-        build, PRIORS, losses=["gla"], q=[0.0], tau=[None], compile_kwargs={"run_eagerly": True}
-    )
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    tuner = search_of_one_loss(tmp_path)
     tuner.search(x, y, epochs=1, verbose=0)
     save = keras.Model.save
 
@@ -301,16 +297,12 @@ def test_labels_that_are_no_classes_are_refused_and_one_may_never_occur(tmp_path
         ValueError, match=r"class ids of `priors`, 3 in all. Received: labels \[3\]"
     ):
         cross_validation(tmp_path).search(x, y + 1)
-    hypermodel = tuning.BalancedHyperModel(
-        lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)]),
-        [0, *PRIORS],
-        losses=["gla"],
-        q=[0.0],
-        tau=[None],
-        target_priors=[0, 1, 1, 1],
-    )
-    oracle = keras_tuner.oracles.GridSearchOracle(hypermodel.objective)
-    tuner = no_training(tuning.CrossValidation(oracle, hypermodel, 2, directory=tmp_path / "own"))
+
+    def build():
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+
+    tuner = search_of_one_loss(tmp_path / "own", 2, build, [0, *PRIORS], target_priors=[0, 1, 1, 1])
+    no_training(tuner)
     tuner.search(x, y + 1, verbose=0)
     with pytest.raises(ValueError, match=r"Received: labels \[0\]"):
         tuner.search(x, y)
