@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 BACKENDS := .venv-backends
 TORCH ?= torch
 CORE := $(patsubst %,tests/test_%.py,callbacks distribution_cost distribution_guide distribution_jax \
-	functional layers losses metrics numerics posterior round_trips serving targets)
+	functional keras_contract labels layers losses metrics numerics posterior round_trips serving \
+	targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
