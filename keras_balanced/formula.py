@@ -230,7 +230,9 @@ def _stationary(logits, surrogate):
     log_q = ops.reshape(log_q - normalizers[..., None], (-1, num_levels, num_levels))
     log_mass = ops.reshape(_log_stationary(log_q), ops.shape(normalizers))
 
-    rows = (log_mass - normalizers)[..., None] + logits[..., None, :] * inverse
+    # In this order, TensorFlow does not hold an array of `(..., G, K)` until the masses are known.
+    masses = (log_mass - normalizers) * _like(logits, surrogate.levels)
+    rows = (logits[..., None, :] + masses[..., None]) * inverse
     log_u = ops.logsumexp(rows, axis=-2) + _like(logits, shift)
     true = logits * _like(logits, 1.0 / surrogate.margins) + _like(logits, shift)
     return log_u, true - ops.take(normalizers, level_of, axis=-1)
