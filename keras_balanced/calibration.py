@@ -1,4 +1,4 @@
-"""Calibrated probabilities: their temperature, and the class mix of data without labels."""
+"""Calibrated probabilities: their temperature, thresholds, and the mix of data without labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_target_priors"]
+__all__ = ["calibrate", "estimate_target_priors", "find_threshold"]
 
 TEMPERATURES = (0.01, 100.0)
 
@@ -127,7 +127,7 @@ def estimate_target_priors(
     training_priors: ClassMix,
     max_iterations: int = 10_000,
     tolerance: float = 1e-6,
-) -> np.ndarray:
+) -> np.ndarray | float:
     """Estimates the class mix of unlabelled data from a model's probabilities on it.
 
     Maximises the likelihood of the data over the class mix by expectation maximisation. The
@@ -149,14 +149,17 @@ def estimate_target_priors(
     Args:
         probabilities: Posterior of each example under `training_priors`, `(N, K)`, for instance
             `loss.posterior(logits, target_priors=training_priors)`, or what the signature
-            `with_priors` of an exported model answers.
+            `with_priors` of an exported model answers. Of one logit `(N,)` or `(N, 1)`, the
+            probability of label 1.
         training_priors: Class mix in which these probabilities hold: `K` counts or probabilities,
-            or an adapted `ClassPrior`.
+            a dict or pandas Series of them by class id, or an adapted `ClassPrior`. Of one logit
+            also the positive rate.
         max_iterations: Number of iterations after which to give up.
         tolerance: Positive number, in nats per example.
 
     Returns:
-        The class mix, `(K,)` float64, which sums to 1. A class that seems absent has about 0.
+        The class mix, `(K,)` float64, which sums to 1, or of one logit the positive rate, a float.
+        A class that seems absent has about 0.
 
     Raises:
         ValueError: for invalid probabilities, or such that do not tell the classes apart.
@@ -173,9 +176,14 @@ def estimate_target_priors(
         - [Saerens et al., 2002](https://doi.org/10.1162/089976602753284446)
         - [Varadhan and Roland, 2008](https://doi.org/10.1111/j.1467-9469.2007.00585.x) (SQUAREM)
     """
-    probabilities = np.asarray(ops.convert_to_numpy(probabilities), dtype="float64")
+    probabilities = np.asarray(targets.as_numpy("`probabilities`", probabilities), dtype="float64")
+    one_logit = probabilities.ndim == 1 or probabilities.shape[1:] == (1,)
+    is_rate = validation.is_number(training_priors)
     # A class that never occurs has 0 here, and in all probabilities.
-    priors = validation.check_mix("training_priors", training_priors, zeros=True)
+    priors = validation.check_class_priors("training_priors", training_priors, is_rate, zeros=True)
+    if one_logit and len(priors) == 2:
+        positive = probabilities.reshape(-1)
+        probabilities = np.stack([1.0 - positive, positive], axis=-1)
     max_iterations = validation.check_integer("max_iterations", max_iterations, low=1)
     tolerance = validation.check_number("tolerance", tolerance, low=0.0)
     if probabilities.ndim != 2 or probabilities.shape[1] != len(priors) or not len(probabilities):
@@ -215,7 +223,8 @@ def estimate_target_priors(
     longest, (gain, likelihood) = 1.0, look_at(priors)
     for _ in range(max_iterations):
         if gain.max() - 1.0 <= tolerance:
-            return priors / priors.sum()
+            mix = priors / priors.sum()
+            return float(mix[1]) if one_logit or is_rate else mix
         # Two steps of expectation maximisation, and as far as they point to (SQUAREM).
         first = priors * gain
         second = first * look_at(first)[0]
@@ -237,8 +246,104 @@ def estimate_target_priors(
     )
 
 
-def check_loss(model, loss):
-    """Returns the loss whose posterior the model predicts."""
+def find_threshold(
+    probabilities: ArrayLike,
+    labels: ArrayLike | None = None,
+    max_alert_rate: float | None = None,
+    min_precision: float | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Finds the threshold of one logit that keeps within a budget, on held-out data.
+
+    Of all thresholds within the budget it is the lowest, which finds the most of label 1. It lies
+    halfway between two probabilities of the data, so that rounding changes no decision.
+
+    Formula:
+
+    ```
+    alerts     = examples with probability > threshold
+    alert rate = weight of alerts / weight of all                  <= max_alert_rate
+    precision  = weight of alerts of label 1 / weight of alerts    >= min_precision
+    ```
+
+    What an error costs needs no data: where a missed positive costs `c` times a false alert, the
+    threshold of right probabilities is `1 / (1 + c)`.
+
+    Args:
+        probabilities: Probability of label 1 of each example, `(N,)` or `(N, 1)`, or class
+            probabilities `(N, 2)`: those by which the model will decide, under the class mix of
+            production.
+        labels: Labels 0 and 1, `(N,)` or `(N, 1)`, or one-hot `(N, 2)`. For `min_precision`.
+        max_alert_rate: Number in `(0, 1]`: the largest fraction of the examples to be alerted of,
+            as in `100 / examples_per_day`.
+        min_precision: Number in `(0, 1]`: the smallest fraction of label 1 among the alerts.
+        sample_weight: Weights `(N,)` that make the class mix of the data that of production. `None`
+            is 1 for all.
+
+    Returns:
+        The threshold, a float, for `export` and `BinaryBalancedAccuracy`.
+
+    Raises:
+        ValueError: for bad arguments, or a budget that allows no alert at all.
+
+    Example:
+
+    >>> probabilities = [0.9, 0.8, 0.6, 0.4, 0.2]
+    >>> print(find_threshold(probabilities, max_alert_rate=0.4))
+    0.7
+    >>> print(find_threshold(probabilities, labels=[1, 0, 1, 0, 0], min_precision=0.6))
+    0.5
+    """
+    values = targets.as_numpy("`probabilities`", probabilities).astype("float64")
+    shape = values.shape
+    valid = ((values >= 0) & (values <= 1)).all()
+    if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
+        raise ValueError(
+            "`probabilities` must be those of label 1, `(N,)` or `(N, 1)`, or `(N, 2)` (logits go "
+            f"through `loss.posterior`). Received: {'' if valid else 'other '}numbers of shape "
+            f"{shape}"
+        )
+    values, number = values.reshape(shape[0], -1)[:, -1], shape[0]
+    if max_alert_rate is None and min_precision is None:
+        raise ValueError("Expected a budget, `max_alert_rate` or `min_precision`. Received: none")
+    weights = np.ones(number) if sample_weight is None else sample_weight
+    weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
+    distinct, place = np.unique(-values, return_inverse=True)  # From the largest.
+    alerts = np.cumsum(np.bincount(place, weights))
+    allowed = np.ones(len(distinct), bool)
+    if max_alert_rate is not None:
+        _check_fraction("max_alert_rate", max_alert_rate)
+        allowed &= alerts <= max_alert_rate * alerts[-1] * (1 + 1e-12)
+    if min_precision is not None:
+        _check_fraction("min_precision", min_precision)
+        if labels is None:
+            raise ValueError("`min_precision` needs `labels`. Received: labels=None")
+        ids = targets.class_ids("labels", labels, 2)
+        if len(ids) != number:
+            raise ValueError(
+                "`labels` must be as many as `probabilities`. "
+                f"Received: {len(ids)} labels for {number} probabilities"
+            )
+        right = np.cumsum(np.bincount(place, weights * ids))
+        allowed &= right >= min_precision * alerts * (1 - 1e-12)
+    if not allowed.any():
+        raise ValueError(
+            "The budget must allow an alert. Received: "
+            f"max_alert_rate={max_alert_rate} and min_precision={min_precision} for {number} "
+            "examples, of which no threshold keeps it"
+        )
+    last = int(np.flatnonzero(allowed)[-1])
+    below = distinct[last + 1] if last + 1 < len(distinct) else 0.0
+    return float(-(distinct[last] + below) / 2)
+
+
+def _check_fraction(name, value):
+    if not 0 < validation.check_number(name, value) <= 1:
+        raise ValueError(f"`{name}` must be in (0, 1]. Received: {name}={value!r}")
+
+
+def check_loss(model, loss, labels=False):
+    """Returns the loss whose posterior the model predicts: with `labels` also one of several."""
     compiled = loss is None
     if compiled:
         loss = getattr(model, "loss", None)
@@ -249,7 +354,7 @@ def check_loss(model, loss):
             f"`GLALoss(priors, tau=0)`). Received: {'the compiled ' if compiled else ''}"
             f"loss={loss!r}"
         )
-    if loss.surrogate.num_labels:
+    if loss.surrogate.num_labels and not labels:
         raise ValueError(
             "`loss` must have one class per example. Received: a loss of "
             f"{loss.surrogate.num_labels} labels, of which an example can have several"
@@ -280,7 +385,7 @@ def check_model(model, loss):
             "Name each of several inputs, as in `keras.Input(shape, name=...)`, and none "
             f"`target_priors`. Received: inputs named {names}"
         )
-    if not loss.surrogate.binary:
+    if not loss.surrogate.binary or loss.surrogate.num_labels:
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
     elif model.outputs[0].shape[1:] not in ((), (1,)):
         raise ValueError(

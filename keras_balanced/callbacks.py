@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -10,23 +11,43 @@ import numpy as np
 from keras_balanced import backends, batches, losses, metrics, targets, validation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["PerClassReport"]
 
 
+# Beyond, Keras's progress bar would print them all.
+_MAX_LOGGED = 100
+_BINARY_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+_BINARY_NAMES = ("binary_crossentropy", "binary_focal_crossentropy")
+
+
 class PerClassReport(keras.callbacks.Callback):
-    """Prints the classes with the worst recalls at the end of each epoch.
+    """Reports the recall of every class at the end of each epoch.
+
+    It prints the classes with the worst recalls, and adds `val_worst_class_recall` to the logs, and
+    where there are at most 100 classes `val_recall_<class name>` of each that has examples.
+    `History`, and those that come after it in the list of callbacks, see them: `CSVLogger`,
+    `TensorBoard`, `EarlyStopping` with `mode="max"`.
+
+    A model of one logit has the classes 0 and 1. Of independent labels, told by a binary loss, each
+    has its balanced accuracy in place of the recall: `val_balanced_accuracy_<class name>`.
 
     Args:
         validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or their batches: a
             `tf.data.Dataset`, `keras.utils.PyDataset` or PyTorch `DataLoader` that can be read
             again each epoch.
-        class_names: Name of each class, `K` of them. `None` is their numbers.
+        class_names: Name of each class, `K` of them in order, or a dict of names and ids, such as
+            the `class_indices` of Keras's generators; for one logit also that of label 1 alone.
+            `None` is their numbers.
         num_classes_shown: How many classes to print, at least 1. Defaults to 5.
         ignore_class: Integer label that is not counted.
         output_name: Name of the output to report on, of a model with several in a dict; the labels
             are then a dict of the same names. `None` is the only output.
+        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
+            model does. `None` (default) is by the outputs as they are.
+        threshold: Number that the prediction of label 1 exceeds, of one logit or of labels.
+            `None` is 0.5 for probabilities, also those of `loss`, and 0 for logits.
 
     Raises:
         ValueError: for bad arguments, or names that do not fit the model's outputs.
@@ -40,19 +61,23 @@ class PerClassReport(keras.callbacks.Callback):
     >>> model.compile(keras.optimizers.SGD(1e-3), "mse")
     >>> x, y = np.array([[3.0, 1.0], [2.0, 0.0]], "float32"), np.array([0, 1])
     >>> report = PerClassReport((x, y), class_names=["healthy", "ill"])
-    >>> _ = model.fit(x, np.eye(2)[y], callbacks=[report], verbose=0)
-    Epoch 1: the worst of 2 classes
+    >>> history = model.fit(x, np.eye(2)[y], callbacks=[report], verbose=0)
+    Epoch 1: mean recall 0.500, the worst of 2 classes
       recall 0.000  ill
       recall 1.000  healthy
+    >>> print(history.history["val_recall_ill"])
+    [0.0]
     """
 
     def __init__(
         self,
         validation_data: Any,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping | None = None,
         num_classes_shown: int = 5,
         ignore_class: int | None = None,
         output_name: str | None = None,
+        loss: losses.BalancedLoss | None = None,
+        threshold: float | None = None,
     ):
         super().__init__()
         arrays_in_a_list = isinstance(validation_data, list) and hasattr(
@@ -64,56 +89,96 @@ class PerClassReport(keras.callbacks.Callback):
                 f"epoch. Received: a {type(validation_data).__name__}"
             )
         self.validation_data = validation_data
-        self.class_names = None if class_names is None else list(class_names)
+        self.class_names = class_names
         self.num_classes_shown = validation.check_integer(
             "num_classes_shown", num_classes_shown, low=1
         )
         self.ignore_class = ignore_class
         self.output_name = output_name
+        self.loss = loss
+        self.threshold = threshold
+
+    def __deepcopy__(self, memo):
+        # KerasTuner copies callbacks for each trial; the data need not be, and `tf.data` cannot.
+        return copy.copy(self)
 
     def on_train_begin(self, logs=None):
         # So that what does not fit is found before an epoch has passed.
-        loss = self._of_output(getattr(self.model, "loss", None))
-        if isinstance(loss, losses.BalancedLoss) and loss.from_logits:
+        compiled = self._of_output(getattr(self.model, "loss", None))
+        if isinstance(compiled, losses.BalancedLoss) and compiled.from_logits:
             # On JAX the loss cannot see it.
             backends.refuse_probability_layer(self.model, self.output_name)
         for x, _, _ in self._batches():
-            num_classes = self._logits(x).shape[-1]
+            shape = self._outputs(x).shape
+            num_outputs = shape[-1] if len(shape) > 1 else 1
             break
         else:
             raise ValueError("`validation_data` expected at least one batch. Received: none")
-        if self.class_names is not None and len(self.class_names) != num_classes:
-            raise ValueError(
-                f"`class_names` must have a name for each of the {num_classes} classes. "
-                f"Received: {len(self.class_names)} names"
-            )
-        if num_classes < 2:
-            raise ValueError(
-                "`PerClassReport` needs a model with an output for each class. "
-                "Received: a model with one output per example"
-            )
-        self._recall = metrics.ClassRecall(num_classes, ignore_class=self.ignore_class)
+        self._metric = self._make_metric(num_outputs, compiled)
+        self._score, names = "recall", max(num_outputs, 2)
+        if isinstance(self._metric, metrics.BinaryBalancedAccuracy) and num_outputs > 1:
+            self._score = "balanced_accuracy"
+        self._names = validation.check_class_names(self.class_names, names, num_outputs == 1)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._recall.reset_state()
+        self._metric.reset_state()
         for x, y, weights in self._batches():
             # Not `predict`, which loses the masks.
             y, weights = (self._of_output(part) for part in (y, weights))
-            self._recall.update_state(y, self._logits(x), weights)
-        recalls = keras.ops.convert_to_numpy(self._recall.result())
+            self._metric.update_state(y, self._outputs(x), weights)
+        recalls, totals = (
+            keras.ops.convert_to_numpy(values)
+            for values in (self._metric.recalls(), self._metric.total)
+        )
         if np.isnan(recalls).any():
             raise ValueError(
-                f"`validation_data` must have labels in [0, {len(recalls)}), or `ignore_class`. "
-                "Received: others, or NaN weights"
+                f"`validation_data` must have labels in [0, {self._metric.num_classes}), or "
+                "`ignore_class`. Received: others, or NaN weights"
             )
-        present = np.flatnonzero(keras.ops.convert_to_numpy(self._recall.total))
-        worst = present[np.argsort(recalls[present], kind="stable")][: self.num_classes_shown]
-        print(f"Epoch {epoch + 1}: the worst of {len(present)} classes")
-        for class_id in worst:
-            name = class_id if self.class_names is None else self.class_names[class_id]
-            print(f"  recall {recalls[class_id]:.3f}  {name}")
+        if recalls.ndim == 2:  # Of 0 and 1 of each label.
+            there = totals != 0
+            scores = (recalls * there).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
+            present = np.flatnonzero(there.any(axis=-1))
+        else:
+            scores, present = recalls, np.flatnonzero(totals)
+        worst = present[np.argsort(scores[present], kind="stable")]
+        word, what = self._score.replace("_", " "), "labels" if recalls.ndim == 2 else "classes"
+        mean = scores[present].mean() if present.size else 0.0
+        print(f"Epoch {epoch + 1}: mean {word} {mean:.3f}, the worst of {len(present)} {what}")
+        for class_id in worst[: self.num_classes_shown]:
+            print(f"  {word} {scores[class_id]:.3f}  {self._names[class_id]}")
+        hidden = np.count_nonzero(scores[worst[self.num_classes_shown :]] == 0)
+        if hidden:
+            print(f"  {word} 0.000  {hidden} more {what}")
+        if logs is not None:
+            if len(scores) <= _MAX_LOGGED:
+                for class_id in present:
+                    logs[f"val_{self._score}_{self._names[class_id]}"] = float(scores[class_id])
+            least = float(scores[worst[0]]) if worst.size else 0.0
+            logs[f"val_worst_{'label' if recalls.ndim == 2 else 'class'}_{self._score}"] = least
 
-    def _logits(self, x):
+    def _make_metric(self, num_outputs, compiled):
+        """Returns the metric that counts, for classes, one logit or independent labels."""
+        loss = compiled if self.loss is None else self.loss
+        if isinstance(loss, losses.BalancedLoss):
+            binary, probabilities = loss.surrogate.binary, not loss.from_logits
+        else:
+            binary = isinstance(loss, _BINARY_LOSSES) or loss in _BINARY_NAMES
+            probabilities = binary and not getattr(loss, "from_logits", False)
+        if num_outputs > 1 and not binary:
+            return metrics.ClassRecall(num_outputs, ignore_class=self.ignore_class, loss=self.loss)
+        threshold = self.threshold
+        if threshold is None and self.loss is None:
+            probabilities |= backends.probability_layer(self.model, self.output_name) is not None
+            threshold = 0.5 if probabilities else 0.0
+        return metrics.BinaryBalancedAccuracy(
+            threshold,
+            self.ignore_class,
+            num_labels=num_outputs if num_outputs > 1 else None,
+            loss=self.loss,
+        )
+
+    def _outputs(self, x):
         outputs = self.model(x, training=False)
         if isinstance(outputs, (dict, list, tuple)) and (
             not isinstance(outputs, dict) or self.output_name not in outputs

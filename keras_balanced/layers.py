@@ -329,16 +329,23 @@ class LogitAdjustment(keras.layers.Layer):
 
     ```
     outputs = logits - tau * (log(priors) - log(target_priors))
+    outputs = logits - tau * (logit(priors) - logit(target_priors))   # one logit: rates
     ```
 
     Args:
         priors: Class mix of the data that the model was trained on: `K` counts or probabilities
-            (1-D, positive), or an adapted `ClassPrior`.
+            (1-D, positive), a dict or pandas Series of them by class id, or an adapted
+            `ClassPrior`. For one logit per example the positive rate, or a mix of two classes; for
+            independent labels a `ClassPrior` adapted with `multi_label=True`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         tau: Strength of the adjustment, a finite number.
+        binary: Whether `priors` and `target_priors` are positive rates, of one logit or a vector
+            of `L` for `L` labels. `None` (default) is what they look like: a number is a rate, a
+            vector a class mix.
         **kwargs: `name` and `dtype` of the layer.
 
-    Call arguments: logits `(..., K)` and `training`. Returns `(..., K)`.
+    Call arguments: logits `(..., K)` and `training`; for a rate or two classes also `(..., 1)`,
+    for a rate `(...)`, for rates `(..., L)`. Returns their shape.
 
     Raises:
         ValueError: for arguments or shapes that do not fit.
@@ -362,12 +369,16 @@ class LogitAdjustment(keras.layers.Layer):
         priors: ClassMix,
         target_priors: ClassMix | None = None,
         tau: float = 1.0,
+        binary: bool | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.surrogate = surrogates.gla_surrogate(priors, 0.0, tau, target_priors)
-        self.priors = validation.plain(priors)
-        self.target_priors = validation.plain(target_priors)
+        if binary is None:
+            binary = validation.is_number(priors) or getattr(priors, "multi_label", False)
+        self.binary = bool(binary)
+        self.surrogate = surrogates.gla_surrogate(priors, 0.0, tau, target_priors, self.binary)
+        self.priors = validation.plain(priors, self.binary)
+        self.target_priors = validation.plain(target_priors, self.binary)
         self.tau = float(tau)
 
     def __call__(self, logits, **kwargs):
@@ -375,13 +386,19 @@ class LogitAdjustment(keras.layers.Layer):
 
     def call(self, logits, training=False):
         backends.refuse_probabilities(logits)
-        targets.check_classes(logits, len(self.surrogate.priors))
+        shift = self.surrogate.shift
+        if self.binary or (len(shift) == 2 and logits.shape[-1:] == (1,)):
+            shift = shift[..., 1] - shift[..., 0]
+        if self.surrogate.num_labels:
+            targets.check_classes(logits, self.surrogate.num_labels)
+        elif shift.ndim:
+            targets.check_classes(logits, len(shift), binary="the positive rate as `priors`")
         if training:
             return logits
         if not keras.backend.is_float_dtype(logits.dtype):
             logits = ops.cast(logits, self.compute_dtype)
-        shift = ops.convert_to_tensor(self.surrogate.shift, dtype=logits.dtype)
-        return formula.mask_absent(logits - shift, self.surrogate)
+        adjusted = logits - ops.convert_to_tensor(shift, dtype=logits.dtype)
+        return formula.mask_absent(adjusted, self.surrogate)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -392,6 +409,7 @@ class LogitAdjustment(keras.layers.Layer):
             "priors": self.priors,
             "target_priors": self.target_priors,
             "tau": self.tau,
+            "binary": self.binary,
         }
 
     def __repr__(self) -> str:

@@ -168,6 +168,9 @@ class BalancedLoss(keras.losses.Loss):
         the logits minimise the loss; with unequal margins and `q > 0` the loss may have no
         minimum (see the class).
 
+        Of the outputs of a functional model it is the output of a layer, which is saved and
+        exported with the model: `keras.Model(inputs, loss.posterior(model(inputs)))`.
+
         Args:
             y_pred: Predictions `(..., K)` as the loss takes them: logits, or probabilities if
                 `from_logits=False`. Binary losses: `(...)`, `(..., 1)` or `(..., L)`.
@@ -181,6 +184,8 @@ class BalancedLoss(keras.losses.Loss):
         Raises:
             ValueError: for shapes or priors that do not fit.
         """
+        if isinstance(y_pred, keras.KerasTensor):
+            return _Posterior(self, target_priors)(y_pred)
         probabilities = ops.exp(self.log_posterior(self.logits(y_pred), target_priors))
         if self.surrogate.binary:
             probabilities = probabilities[..., 1]
@@ -200,6 +205,35 @@ class BalancedLoss(keras.losses.Loss):
 
     def __repr__(self) -> str:
         return validation.describe(self)
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class _Posterior(keras.layers.Layer):
+    """The posterior of a loss, as the end of a functional model."""
+
+    def __init__(self, loss, target_priors=None, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
+        surrogate = self.loss.surrogate
+        if target_priors is not None:
+            surrogate.check_target(target_priors)
+        self.target_priors = validation.plain(target_priors, surrogate.binary)
+
+    def call(self, y_pred):
+        return self.loss.posterior(y_pred, self.target_priors)
+
+    def compute_output_spec(self, y_pred):
+        if not self.loss.surrogate.binary:
+            targets.check_classes(y_pred, len(self.loss.surrogate.priors))
+        dtype = "float64" if y_pred.dtype == "float64" else "float32"
+        return keras.KerasTensor(y_pred.shape, dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "target_priors": self.target_priors,
+        }
 
 
 def _plain(value):
@@ -290,10 +324,10 @@ class GLALoss(BalancedLoss):
             priors, q, tau, target_priors, self._binary, label_smoothing
         )
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
-        self.priors = validation.plain(priors)
+        self.priors = validation.plain(priors, self._binary)
         self.q = surrogate.q
         self.tau = None if tau is None else float(tau)
-        self.target_priors = validation.plain(target_priors)
+        self.target_priors = validation.plain(target_priors, self._binary)
         self.label_smoothing = surrogate.label_smoothing
 
 
@@ -391,11 +425,11 @@ class GCALoss(BalancedLoss):
             priors, q, margins, consistent, target_priors, self._binary, label_smoothing
         )
         super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
-        self.priors = validation.plain(priors)
+        self.priors = validation.plain(priors, self._binary)
         self.q = surrogate.q
         self.margins = validation.plain(margins)
         self.consistent = bool(consistent)
-        self.target_priors = validation.plain(target_priors)
+        self.target_priors = validation.plain(target_priors, self._binary)
         self.label_smoothing = surrogate.label_smoothing
 
 
@@ -416,8 +450,9 @@ class BinaryGLALoss(GLALoss):
     multi-label problems open, and nothing is proved about labels together.
 
     Args:
-        priors: Positive rate in `(0, 1)`: one number, a vector of `L` for `L` labels, or a
-            `ClassPrior` adapted with `multi_label=True`.
+        priors: Positive rate in `(0, 1)` of the data that the model sees: a number, or the two
+            priors of a `ClassPrior(2)` or a dict or Series by label; for `L` labels a vector of
+            `L` rates, or a `ClassPrior` adapted with `multi_label=True`.
         q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
         tau: Strength of the logit adjustment, a finite number. `None` is `1 / (1 - q)`.
         target_priors: Positive rate to be good at, one for all or for each label. `None` is 0.5:
@@ -498,8 +533,9 @@ class BinaryGCALoss(GCALoss):
     nothing is proved about labels together. With margins and `q > 0` see `GCALoss`.
 
     Args:
-        priors: Positive rate in `(0, 1)`: one number, a vector of `L` for `L` labels, or a
-            `ClassPrior` adapted with `multi_label=True`.
+        priors: Positive rate in `(0, 1)` of the data that the model sees: a number, or the two
+            priors of a `ClassPrior(2)` or a dict or Series by label; for `L` labels a vector of
+            `L` rates, or a `ClassPrior` adapted with `multi_label=True`.
         q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
         margins: `"cube_root"` (default) for the rule of `GCALoss` in each label, `None` for equal
             margins, or two positive numbers for label 0 and label 1. Normalised to mean 1.

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, targets, validation
+from keras_balanced.losses import BalancedLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,21 +39,43 @@ class _ClassMetric(keras.metrics.Metric):
 
     _better = "up"
 
-    def __init__(self, num_classes, ignore_class, name, dtype):
+    def __init__(self, num_classes, ignore_class, name, dtype, loss, least=2):
         super().__init__(name=name, dtype=dtype or backends.full_precision())
         backends.set_direction(self, self._better)
-        self.num_classes = validation.check_integer("num_classes", num_classes, low=2)
+        self.num_classes = validation.check_integer("num_classes", num_classes, low=least)
         self.ignore_class = validation.check_ignore_class(ignore_class)
+        if isinstance(loss, dict):  # Out of a config.
+            loss = keras.saving.deserialize_keras_object(loss)
+        if not (loss is None or isinstance(loss, BalancedLoss)):
+            raise ValueError(
+                "`loss` must be a loss of keras_balanced, by whose posterior to decide. Received: "
+                f"loss={loss!r}"
+            )
+        self.loss = loss
+
+    def _check_loss(self, *sizes, of):
+        """Raises unless the loss is of `(is binary, number of classes or labels)`, one of some."""
+        if self.loss is None:
+            return
+        surrogate = self.loss.surrogate
+        size = surrogate.num_labels if surrogate.binary else len(surrogate.priors)
+        if (surrogate.binary, size) not in sizes:
+            kind = "one logit per example" if size is None else f"{size} classes"
+            kind = f"{size} labels" if surrogate.binary and size else kind
+            raise ValueError(f"`loss` must be of {of}. Received: a loss of {kind}")
+
+    def _decided(self, y_pred):
+        """Returns the posterior of the loss, or without one the predictions as they are."""
+        return y_pred if self.loss is None else self.loss.posterior(y_pred)
 
     def _flatten(self, y_true, y_pred, sample_weight):
         """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
-        y_true, y_pred = (
-            targets.as_tensor(name, values)
-            for name, values in [("y_true", y_true), ("y_pred", y_pred)]
-        )
+        y_true = targets.as_tensor("y_true", y_true)
+        y_pred = targets.as_tensor("y_pred", y_pred)
         words = {"of": "the metric", "binary": "`BinaryBalancedAccuracy`"}
         y_true, sparse = targets.match_shapes(y_true, y_pred, self.num_classes, **words)
         weights = self._weights(y_pred, sample_weight, ops.shape(y_pred)[:-1])
+        y_pred = self._decided(y_pred)
         if sparse:
             y_true, weights = self._check_labels(y_true, weights)
             y_true = ops.reshape(y_true, (-1,))
@@ -60,6 +83,22 @@ class _ClassMetric(keras.metrics.Metric):
             y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
             y_true = ops.reshape(y_true, (-1, self.num_classes))
         return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
+
+    def _flatten_binary(self, y_true, y_pred, sample_weight, num_labels=None):
+        """Returns labels in `[0, 1]`, predictions and weights, all `(N, L)`, `L` 1 by default."""
+        y_true = targets.as_tensor("y_true", y_true)
+        y_pred = targets.as_tensor("y_pred", y_pred)
+        y_true, decided = targets.match_binary(y_true, self._decided(y_pred), num_labels)
+        weights = self._weights(y_pred, sample_weight, ops.shape(decided))
+        y_true = ops.cast(y_true, self.dtype)
+        if self.ignore_class is not None:
+            kept = ops.not_equal(y_true, self.ignore_class)
+            weights = weights * ops.cast(kept, self.dtype)
+        valid = ops.logical_and(y_true >= 0, y_true <= 1)
+        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
+        weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
+        y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
+        return (ops.reshape(part, (-1, num_labels or 1)) for part in (y_true, decided, weights))
 
     def _weights(self, y_pred, sample_weight, shape):
         weights = ops.ones(shape, self.dtype)
@@ -85,16 +124,20 @@ class _ClassMetric(keras.metrics.Metric):
             **super().get_config(),
             "num_classes": self.num_classes,
             "ignore_class": self.ignore_class,
+            "loss": self.loss and keras.saving.serialize_keras_object(self.loss),
         }
 
 
 class _RecallMetric(_ClassMetric):
     """The weight of each class, in all and predicted right; subclasses read `result` off them."""
 
-    def __init__(self, num_classes, ignore_class, name, dtype):
-        super().__init__(num_classes, ignore_class, name, dtype)
-        self.correct = self.add_variable((self.num_classes,), "zeros", self.dtype, name="correct")
-        self.total = self.add_variable((self.num_classes,), "zeros", self.dtype, name="total")
+    def __init__(self, num_classes, ignore_class, name, dtype, loss, shape=None):
+        super().__init__(num_classes, ignore_class, name, dtype, loss)
+        if shape is None:
+            self._check_loss((False, self.num_classes), of=f"the {self.num_classes} classes")
+            shape = (self.num_classes,)
+        self.correct = self.add_variable(shape, "zeros", self.dtype, name="correct")
+        self.total = self.add_variable(shape, "zeros", self.dtype, name="total")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
@@ -161,6 +204,9 @@ class BalancedAccuracy(_RecallMetric):
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
+        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
+            model does. `None` (default) is by the argmax of the predictions, which under GCA with
+            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -180,8 +226,9 @@ class BalancedAccuracy(_RecallMetric):
         ignore_class: int | None = None,
         name: str | None = "balanced_accuracy",
         dtype: str | None = None,
+        loss: BalancedLoss | None = None,
     ):
-        super().__init__(num_classes, ignore_class, name, dtype)
+        super().__init__(num_classes, ignore_class, name, dtype, loss)
 
     def result(self) -> Any:
         return self._mean(self.recalls())
@@ -205,6 +252,9 @@ class ClassRecall(_RecallMetric):
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
+        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
+            model does. `None` (default) is by the argmax of the predictions, which under GCA with
+            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`, or an unknown class.
@@ -225,8 +275,9 @@ class ClassRecall(_RecallMetric):
         ignore_class: int | None = None,
         name: str | None = "class_recall",
         dtype: str | None = None,
+        loss: BalancedLoss | None = None,
     ):
-        super().__init__(num_classes, ignore_class, name, dtype)
+        super().__init__(num_classes, ignore_class, name, dtype, loss)
         if class_id is not None:
             class_id = validation.check_integer("class_id", class_id, low=0, high=num_classes)
         self.class_id = class_id
@@ -257,6 +308,9 @@ class WorstClassRecall(_RecallMetric):
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
+        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
+            model does. `None` (default) is by the argmax of the predictions, which under GCA with
+            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -276,8 +330,9 @@ class WorstClassRecall(_RecallMetric):
         ignore_class: int | None = None,
         name: str | None = "worst_class_recall",
         dtype: str | None = None,
+        loss: BalancedLoss | None = None,
     ):
-        super().__init__(num_classes, ignore_class, name, dtype)
+        super().__init__(num_classes, ignore_class, name, dtype, loss)
 
     def result(self) -> Any:
         present, recalls = ops.not_equal(self.total, 0), self.recalls()
@@ -304,6 +359,9 @@ class GeometricMeanRecall(_RecallMetric):
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
+        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
+            model does. `None` (default) is by the argmax of the predictions, which under GCA with
+            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -326,8 +384,9 @@ class GeometricMeanRecall(_RecallMetric):
         ignore_class: int | None = None,
         name: str | None = "geometric_mean_recall",
         dtype: str | None = None,
+        loss: BalancedLoss | None = None,
     ):
-        super().__init__(num_classes, ignore_class, name, dtype)
+        super().__init__(num_classes, ignore_class, name, dtype, loss)
 
     def result(self) -> Any:
         present, recalls = ops.not_equal(self.total, 0), self.recalls()
@@ -394,6 +453,9 @@ class ShotRecall(_RecallMetric):
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
         name: Optional name of the metric. Defaults to the group and `"_shot_recall"`.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
+        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
+            model does. `None` (default) is by the argmax of the predictions, which under GCA with
+            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for an unknown group, one without a class, or bad counts or thresholds.
@@ -418,6 +480,7 @@ class ShotRecall(_RecallMetric):
         ignore_class: int | None = None,
         name: str | None = None,
         dtype: str | None = None,
+        loss: BalancedLoss | None = None,
     ):
         groups = shot_groups(counts, thresholds)
         if group not in groups:
@@ -430,7 +493,8 @@ class ShotRecall(_RecallMetric):
                 f"The group {group!r} must have a class. "
                 f"Received: counts={plain_counts} and thresholds={thresholds}"
             )
-        super().__init__(len(plain_counts), ignore_class, name or f"{group}_shot_recall", dtype)
+        name = name or f"{group}_shot_recall"
+        super().__init__(len(plain_counts), ignore_class, name, dtype, loss)
         self.counts = plain_counts
         self.group = group
         self.thresholds = validation.plain(thresholds)
@@ -453,7 +517,7 @@ class ShotRecall(_RecallMetric):
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class BinaryBalancedAccuracy(_RecallMetric):
-    """Computes the balanced accuracy of one logit or probability per example.
+    """Computes the balanced accuracy of one logit or probability per example, or of each label.
 
     Formula:
 
@@ -461,14 +525,20 @@ class BinaryBalancedAccuracy(_RecallMetric):
     result = (recall of label 1 + recall of label 0) / 2      # predicted 1: y_pred > threshold
     ```
 
-    As in `BalancedAccuracy`, a label without an example is left out.
+    As in `BalancedAccuracy`, 0 or 1 without an example is left out.
 
     Args:
-        threshold: Number that the prediction of label 1 exceeds: 0 (default) for logits, 0.5 for
-            probabilities.
-        ignore_class: Integer label, such as -1, that is not counted.
+        threshold: Number that the prediction of label 1 exceeds. `None` (default) is 0, for
+            logits, and with a `loss` 0.5, for its probabilities; probabilities need a number.
+        ignore_class: Integer label, such as -1 for labels that are not known, that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
+        num_labels: Number `L` of independent labels in `(..., L)`: the result is the mean over
+            them. `None` (default) counts all labels together, as those of one problem.
+        label_id: The label whose balanced accuracy is wanted, in `[0, num_labels)`. `None` is the
+            mean.
+        loss: The binary loss that the model is trained with, to decide by its `posterior`, as an
+            exported model does. `None` (default) is by the predictions as they are.
 
     Raises:
         ValueError: for an invalid threshold, or shapes that do not fit.
@@ -483,21 +553,41 @@ class BinaryBalancedAccuracy(_RecallMetric):
 
     def __init__(
         self,
-        threshold: float = 0.0,
+        threshold: float | None = None,
         ignore_class: int | None = None,
         name: str | None = "binary_balanced_accuracy",
         dtype: str | None = None,
+        num_labels: int | None = None,
+        label_id: int | None = None,
+        loss: BalancedLoss | None = None,
     ):
-        super().__init__(2, ignore_class, name, dtype)
-        self.threshold = validation.check_number("threshold", threshold)
+        if num_labels is not None:
+            num_labels = validation.check_integer("num_labels", num_labels, low=1)
+        if label_id is not None:
+            if num_labels is None:
+                raise ValueError(
+                    f"`label_id` needs `num_labels`. Received: label_id={label_id!r} alone"
+                )
+            label_id = validation.check_integer("label_id", label_id, low=0, high=num_labels)
+        self.num_labels, self.label_id = num_labels, label_id
+        shape = (2,) if num_labels is None else (num_labels, 2)
+        super().__init__(2, ignore_class, name, dtype, loss, shape)
+        of = "one logit per example, or of `num_labels` labels"
+        self._check_loss((True, None), (True, num_labels), of=of)
+        if self.loss is None:
+            threshold = validation.check_number("threshold", threshold or 0.0)
+        else:
+            threshold = 0.5 if threshold is None else threshold
+            threshold = validation.check_number("threshold", threshold, low=0.0, high=1.0)
+        self.threshold = threshold
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
 
         Args:
-            y_true: Labels `(...)` or `(..., 1)`, 0, 1 or soft in between. Another label that is
-                not `ignore_class` makes the result NaN.
-            y_pred: Logits or probabilities `(...)` or `(..., 1)`.
+            y_true: Labels `(...)` or `(..., 1)`, or with `num_labels` `(..., L)`: 0, 1 or soft in
+                between. Another label that is not `ignore_class` makes the result NaN.
+            y_pred: Logits or probabilities, in the same forms.
             sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
                 `fit` to `weighted_metrics` only.
         """
@@ -507,27 +597,37 @@ class BinaryBalancedAccuracy(_RecallMetric):
                 "`threshold` must be in (0, 1) for probabilities, for instance 0.5. Received: "
                 f"threshold={self.threshold:g}, and the output of a softmax or sigmoid"
             )
-        y_true, logits = targets.match_binary(targets.as_tensor("y_true", y_true), y_pred)
-        weights = self._weights(y_pred, sample_weight, ops.shape(logits))
-        y_true = ops.cast(y_true, self.dtype)
-        if self.ignore_class is not None:
-            kept = ops.not_equal(y_true, self.ignore_class)
-            weights = weights * ops.cast(kept, self.dtype)
-        valid = ops.logical_and(y_true >= 0, y_true <= 1)
-        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
-        weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
-        y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
-        both = ops.reshape(ops.stack([1.0 - y_true, y_true], axis=-1), (-1, 2))
-        predicted = ops.cast(ops.reshape(logits > self.threshold, (-1,)), "int32")
-        self._count(both, predicted, ops.reshape(weights, (-1,)))
+        y_true, decided, weights = self._flatten_binary(
+            y_true, y_pred, sample_weight, self.num_labels
+        )
+        predicted = ops.cast(decided > self.threshold, self.dtype)
+        # (N, L, 2): the weight of 0 and of 1.
+        in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
+        right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)
+        for variable, values in [(self.total, in_all), (self.correct, right)]:
+            variable.assign_add(ops.reshape(ops.sum(values, axis=0), variable.shape))
 
     def result(self) -> Any:
-        return self._mean(self.recalls())
+        present = ops.cast(ops.not_equal(self.total, 0), self.dtype)
+        of_labels = ops.divide_no_nan(
+            ops.sum(present * self.recalls(), axis=-1), ops.sum(present, axis=-1)
+        )
+        if self.num_labels is None:
+            return of_labels
+        if self.label_id is not None:
+            return of_labels[self.label_id]
+        present = ops.max(present, axis=-1)
+        return ops.divide_no_nan(ops.sum(present * of_labels), ops.sum(present))
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_classes"]
-        return {**config, "threshold": self.threshold}
+        return {
+            **config,
+            "threshold": self.threshold,
+            "num_labels": self.num_labels,
+            "label_id": self.label_id,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -545,18 +645,21 @@ class ClassCalibrationError(_ClassMetric):
     0 where each class comes up as often as its probabilities say. Compare like with like: the
     probabilities of `loss.posterior` are right for its target mix, here the mix of the examples
     (and of their `sample_weight`). In `compile` it sees the outputs of the model, which for a
-    balanced loss are not probabilities: update it with `loss.posterior(model.predict(x))`. With no
-    example the result is 0.
+    balanced loss are not probabilities: give it the `loss`. With no example the result is 0.
 
     Args:
-        num_classes: Number of classes `K`, at least 2.
+        num_classes: Number of classes `K`; of independent labels `L`; or 1, for the probability of
+            label 1.
         num_bins: Number of bins of equal width in `[0, 1]`, at least 1.
-        from_logits: Whether `y_pred` is logits, of which the softmax is taken. `False` (default)
-            is probabilities, as `loss.posterior` gives them: the softmax of a balanced loss's
-            logits is not one.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        from_logits: Whether `y_pred` is logits, of which the softmax is taken (the sigmoid where
+            `num_classes` is 1). `False` (default) is probabilities, as `loss.posterior` gives
+            them: the softmax of a balanced loss's logits is not one.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted. Of
+            independent labels one outside `[0, 1]`, for those that are not known.
         name: Optional name of the metric.
         dtype: Dtype of the sums.
+        loss: The loss that the model is trained with: `y_pred` is then what the loss takes, and
+            its `posterior` is looked at. `None` (default) takes `y_pred` as it is.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -584,10 +687,19 @@ class ClassCalibrationError(_ClassMetric):
         ignore_class: int | None = None,
         name: str | None = "class_calibration_error",
         dtype: str | None = None,
+        loss: BalancedLoss | None = None,
     ):
-        super().__init__(num_classes, ignore_class, name, dtype)
+        super().__init__(num_classes, ignore_class, name, dtype, loss, least=1)
+        of = f"{self.num_classes} classes or labels"
+        labels = None if self.num_classes == 1 else self.num_classes
+        self._check_loss((False, self.num_classes), (True, labels), of=of)
         self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
         self.from_logits = bool(from_logits)
+        if self.from_logits and self.loss is not None:
+            raise ValueError(
+                "`from_logits` must be left out with a `loss`, whose own says it. Received: "
+                "from_logits=True and a loss"
+            )
         cells = (self.num_classes * self.num_bins,)
         self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
         self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
@@ -600,27 +712,37 @@ class ClassCalibrationError(_ClassMetric):
                 `(..., K)`. A label outside `[0, K)` that is not `ignore_class` makes the result
                 NaN.
             y_pred: Probabilities `(..., K)`, or logits with `from_logits`. A number outside
-                `[0, 1]` makes the result NaN: logits are not probabilities.
+                `[0, 1]` makes the result NaN: logits are not probabilities. Where `num_classes` is
+                1, labels and predictions are `(...)` or `(..., 1)`.
             sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
                 `fit` to `weighted_metrics` only.
         """
-        y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
+        if self.num_classes == 1:
+            y_true, y_pred, weights = self._flatten_binary(y_true, y_pred, sample_weight)
+        else:
+            y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
+            weights = weights[:, None]
+            if len(y_true.shape) == 1:
+                y_true = ops.one_hot(y_true, self.num_classes, dtype=self.dtype)
+            elif self.ignore_class is not None and self.ignore_class not in (0, 1):
+                known = ops.not_equal(y_true, self.ignore_class)
+                weights = ops.where(known, weights, ops.zeros_like(weights))
         probabilities = ops.cast(y_pred, self.dtype)
         if self.from_logits:
-            probabilities = ops.softmax(probabilities)
-        if len(y_true.shape) == 1:
-            y_true = ops.one_hot(y_true, self.num_classes, dtype=self.dtype)
+            to_probabilities = ops.sigmoid if self.num_classes == 1 else ops.softmax
+            probabilities = to_probabilities(probabilities)
         bins = ops.cast(probabilities * self.num_bins, "int32")
         bins = ops.clip(bins, 0, self.num_bins - 1)
         cells = bins + self.num_bins * ops.arange(self.num_classes, dtype="int32")
         none = ops.any(ops.logical_or(probabilities < 0.0, probabilities > 1.0 + 1e-3))
         weights = ops.where(none, ops.full_like(weights, np.nan), weights)
-        gaps = weights[:, None] * (probabilities - y_true)
+        gaps = weights * (probabilities - y_true)
         gaps = ops.segment_sum(
             ops.reshape(gaps, (-1,)), ops.reshape(cells, (-1,)), self.num_classes * self.num_bins
         )
         self.gap.assign_add(gaps)
-        self.weight.assign_add(ops.sum(weights))
+        weights = ops.broadcast_to(weights, ops.shape(probabilities))
+        self.weight.assign_add(ops.sum(weights) / self.num_classes)
 
     def result(self) -> Any:
         return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)

@@ -108,15 +108,16 @@ def class_recalls(
 def confusion_matrix(
     labels: ArrayLike,
     predicted: ArrayLike,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws how often each class is predicted as each other; the diagonal is the recalls.
 
     Args:
         labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`.
-        predicted: Predicted classes, in the same forms.
-        class_names: Name of each class, `K` of them. `None` takes the numbers up to the largest.
+        predicted: Predicted classes, in the same forms: of one logit `probabilities > threshold`.
+        class_names: Name of each class, `K` of them in order, or a dict of names and ids; of the
+            classes 0 and 1 also that of 1 alone. `None` takes the numbers up to the largest.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
     Returns:
@@ -132,17 +133,16 @@ def confusion_matrix(
     >>> print(ax.get_ylabel())
     class
     """
-    given = None if class_names is None else len(class_names)
+    given = None if class_names is None else max(len(class_names), 2)
     rows = targets.class_ids("labels", labels, given)
     columns = targets.class_ids("predicted", predicted, given)
     num_classes = given or int(max(rows.max(), columns.max())) + 1
+    class_names = validation.check_class_names(class_names, num_classes, num_classes == 2)
     if len(rows) != len(columns):
         raise ValueError(
             f"`labels` and `predicted` must be classes in [0, {num_classes}), and equally many. "
             f"Received: {len(rows)} and {len(columns)}"
         )
-    if class_names is None:
-        class_names = [str(k) for k in range(num_classes)]
     counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
     counts = counts.reshape(num_classes, num_classes)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -172,9 +172,11 @@ def reliability_diagram(
     All classes together, in bins of equal width. On the diagonal the probabilities are right.
 
     Args:
-        probabilities: Probabilities `(N, K)`, as `loss.posterior` gives them, or a dict of a name
-            to such, to draw side by side.
-        labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`.
+        probabilities: Probabilities `(N, K)`, as `loss.posterior` gives them; of one logit those
+            of label 1, `(N,)` or `(N, 1)`, of independent labels `(N, L)`. Or a dict of a name to
+            such, to draw side by side.
+        labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`; 0 and 1 `(N, L)` of
+            labels.
         num_bins: Number of bins in `[0, 1]`, at least 1.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
@@ -196,17 +198,13 @@ def reliability_diagram(
     named = probabilities if isinstance(probabilities, dict) else {None: probabilities}
     for name, values in named.items():
         values = targets.as_numpy("`probabilities`", values).astype("float64")
-        ids = targets.class_ids("labels", labels)
-        is_of_classes = (
-            values.ndim == 2 and ids.max() < values.shape[-1] and len(ids) == len(values)
-        )
-        if not is_of_classes or not values.min() >= 0 or values.max() > 1 + 1e-3:
+        if not values.size or not values.min() >= 0 or values.max() > 1 + 1e-3:
+            found = f" in [{values.min():.3g}, {values.max():.3g}]" if values.size else ""
             raise ValueError(
-                "`probabilities` must be (N, K), not logits, and `labels` classes in [0, K). "
-                f"Received: values of shape {values.shape} in [{values.min():.3g}, "
-                f"{values.max():.3g}], and {len(ids)} labels in [{ids.min()}, {ids.max()}]"
+                "`probabilities` must be probabilities, not logits. Received: values of shape "
+                f"{values.shape}{found}"
             )
-        hits = np.eye(values.shape[-1])[ids].ravel()
+        hits = _hits(values, labels)
         values = values.ravel()
         bins = np.minimum((values * num_bins).astype("int64"), num_bins - 1)
         counts = np.bincount(bins, minlength=num_bins)
@@ -222,6 +220,26 @@ def reliability_diagram(
     ax.set_xlabel("predicted probability")
     ax.set_ylabel("observed frequency")
     return ax
+
+
+def _hits(probabilities, labels):
+    """Returns whether each of the classes of probabilities came up, flat."""
+    labels = targets.as_numpy("`labels`", labels, "classes")
+    shape = probabilities.shape
+    if len(shape) == 1 or shape[1:] == (1,):
+        ids, shape = targets.class_ids("labels", labels, 2), (shape[0],)
+        hits = ids.astype(bool)
+    elif labels.shape == shape:  # One-hot, or of independent labels.
+        hits = labels
+    else:
+        ids = targets.class_ids("labels", labels, shape[-1])
+        hits = np.eye(shape[-1])[ids]
+    if hits.shape != shape or not np.isin(hits, (0, 1)).all():
+        raise ValueError(
+            "`labels` must be classes of the `probabilities`, or 0 and 1 in their shape. Received: "
+            f"labels of shape {labels.shape} for probabilities of shape {probabilities.shape}"
+        )
+    return hits.ravel()
 
 
 def accuracy_against_q(table: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:

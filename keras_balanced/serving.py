@@ -2,7 +2,8 @@
 
 A model trained with a balanced loss gives logits whose softmax is not a probability. `export`
 writes a SavedModel that answers with the right ones, `calibrate` fits their temperature on held-out
-data, and `estimate_target_priors` finds the class mix of data without labels.
+data, `find_threshold` the threshold of one logit that keeps within a budget, and
+`estimate_target_priors` finds the class mix of data without labels.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from keras_balanced.calibration import (
     check_loss,
     check_model,
     estimate_target_priors,
+    find_threshold,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike
 
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_target_priors", "export"]
+__all__ = ["calibrate", "estimate_target_priors", "export", "find_threshold"]
 
 
 def export(
     model: keras.Model,
     path: str | os.PathLike,
     loss: BalancedLoss | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping | None = None,
     target_priors: ClassMix | None = None,
     temperature: float | None = None,
+    threshold: float | ArrayLike | None = None,
 ) -> pathlib.Path:
     """Writes a model as the next version of a servable: a TensorFlow SavedModel.
 
@@ -60,7 +65,9 @@ def export(
     ```
 
     where `log_posterior` is that of the class mix that the loss trains for. A model of one logit
-    an example, trained with a binary loss, has the classes 0 and 1.
+    per example, trained with a binary loss, has the classes 0 and 1. Of `L` independent labels
+    `probabilities`, `class_id` (0 or 1) and `class_name` are `(..., L)`, of each label, and
+    `target_priors` the positive rates `(1, L)` or `(B, L)`.
 
     Args:
         model: Functional or Sequential model, built, with one output. It gives logits: a softmax
@@ -68,17 +75,21 @@ def export(
             the logarithms of the probabilities.
         path: Local directory of the servable, made if missing. The model goes into the
             subdirectory of the next free version, `1` at first, in one atomic step.
-        loss: The `GLALoss`, `GCALoss` or binary loss (of one rate) that the model was trained
-            with. `None` is the compiled one. For plain cross-entropy pass
-            `GLALoss(priors, tau=0)`.
-        class_names: `K` different names. `None` is `"0"`, `"1"`, ...
+        loss: The loss that the model was trained with. `None` is the compiled one. For plain
+            cross-entropy pass `GLALoss(priors, tau=0)`, or `BinaryGLALoss(rate, tau=0)`.
+        class_names: `K` different names in order, or a dict of names and ids, such as the
+            `class_indices` of Keras's generators; for one logit also that of label 1 alone. `None`
+            is `"0"`, `"1"`, ...
         target_priors: Class mix in which the probabilities hold, as in the loss: for instance
             that of production. `None` is the mix that the loss trains for.
         temperature: Number in `[0.01, 100)`, as `calibrate` finds. `None` is 1.
+        threshold: Number in `[0, 1)`: `class_id` is 1 where the probability of class 1 exceeds it,
+            as `find_threshold` finds; of labels one number for all, or `(L,)`. Of two classes or
+            labels only. `None` decides for the most probable.
 
     Returns:
         The directory of the version, a `pathlib.Path`. Its `assets.extra/classes.json` holds the
-        class names, the mixes, the temperature and the loss.
+        class names, the mixes, the temperature, the threshold and the loss.
 
     Raises:
         ValueError: for arguments that do not fit; nothing is written.
@@ -97,15 +108,19 @@ def export(
     >>> print(version.name)
     1
     """
-    loss = check_loss(model, loss)
+    loss = check_loss(model, loss, labels=True)
     named = check_model(model, loss)
-    target = loss.surrogate.target_priors
+    target, labels = loss.surrogate.target_priors, loss.surrogate.num_labels
     if target_priors is not None:
         target = loss.surrogate.check_target(target_priors)
-    class_names = _check_class_names(class_names, len(target))
+    class_names = validation.check_class_names(
+        class_names, len(target), loss.surrogate.binary and not labels
+    )
     if temperature is None:
         temperature = 1.0
     temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
+    if threshold is not None or labels:
+        threshold = _check_threshold(0.5 if threshold is None else threshold, target.shape)
     if backends.name() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "
@@ -118,6 +133,7 @@ def export(
         "loss_target_priors": loss.surrogate.target_priors.tolist(),
         "target_priors": target.tolist(),
         "temperature": temperature,
+        "threshold": threshold,
         "loss": keras.saving.serialize_keras_object(loss),
     }
     path = pathlib.Path(path)
@@ -143,19 +159,21 @@ def export(
         return _rename_to_next_version(saved, path)
 
 
-def _check_class_names(class_names, num_classes):
-    if class_names is None:
-        return [str(k) for k in range(num_classes)]
-    names = list(class_names)
-    if not all(isinstance(name, str) for name in names) or len(names) != num_classes:
+def _check_threshold(threshold, shape):
+    """Returns a threshold as a float, or as a list of one for each of several labels."""
+    thresholds = validation.as_array("threshold", threshold, "numbers in [0, 1)")
+    per_label = len(shape) > 1 and thresholds.shape == shape[:1]
+    if (thresholds.ndim and not per_label) or not ((thresholds >= 0) & (thresholds < 1)).all():
+        expected = f", or {shape[0]} of them, one for each label" if len(shape) > 1 else ""
         raise ValueError(
-            f"`class_names` must be {num_classes} strings, one for each class. "
-            f"Received: {len(names)} names, {names[:10]}"
+            f"`threshold` must be a number in [0, 1){expected}. Received: threshold={threshold!r}"
         )
-    if len(set(names)) < num_classes:
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"`class_names` must be different. Received: {repeated[:10]} repeated")
-    return names
+    if shape[-1] != 2:
+        raise ValueError(
+            "`threshold` must be left out for more than two classes. Received: "
+            f"threshold={threshold!r} for {shape[-1]} classes"
+        )
+    return thresholds.tolist()
 
 
 def _tensorflow():
@@ -181,12 +199,13 @@ def _archive(tf, model, named, loss, classes):
         y_pred = model(inputs if named else inputs["inputs"], training=False)
         return {"logits": loss.logits(y_pred)}
 
+    labels, threshold = loss.surrogate.num_labels, classes["threshold"]
     archive = keras.export.ExportArchive()
     archive.track(model)
     logits_of = archive.add_endpoint("raw", raw, [specs])
 
     def log_posterior(logits):
-        if loss.surrogate.binary and len(logits.shape) > 1:
+        if loss.surrogate.binary and not labels and len(logits.shape) > 1:
             logits = logits[..., 0]
         return loss.log_posterior(logits)
 
@@ -205,14 +224,23 @@ def _archive(tf, model, named, loss, classes):
         change = tf.math.log(target_priors) - tf.math.log(tf.where(occurs, loss_target, 1.0))
         change = tf.cast(tf.where(occurs, change, 0.0), log_p.dtype)
         # One mix per example: the same at each of its positions.
-        positions = [1] * (log_p.shape.rank - 2)
-        change = tf.reshape(change, [-1, *positions, len(classes["class_names"])])
+        positions = [1] * (log_p.shape.rank - 1 - target.shape.rank)
+        change = tf.reshape(change, [-1, *positions, *target.shape])
         probabilities = tf.nn.softmax(log_p + change)
-        class_id = tf.argmax(probabilities, axis=-1)
+        if threshold is None:
+            class_id = tf.argmax(probabilities, axis=-1)
+        else:
+            exceeds = probabilities[..., 1] > tf.constant(threshold, probabilities.dtype)
+            class_id = tf.cast(exceeds, tf.int64)
+        if labels:
+            probabilities = probabilities[..., 1]
+            class_name = tf.broadcast_to(names, tf.shape(class_id))
+        else:
+            class_name = tf.gather(names, class_id)
         return {
             "probabilities": probabilities,
             "class_id": class_id,
-            "class_name": tf.gather(names, class_id),
+            "class_name": class_name,
             "logits": logits,
         }
 
@@ -226,6 +254,8 @@ def _archive(tf, model, named, loss, classes):
     def with_priors(inputs):
         inputs = dict(inputs)
         target_priors = inputs.pop("target_priors")
+        if labels:
+            target_priors = tf.stack([1.0 - target_priors, target_priors], axis=-1)
         valid = tf.reduce_all(tf.math.is_finite(target_priors) & (target_priors >= 0))
         valid &= tf.reduce_all(tf.reduce_sum(target_priors, axis=-1) > 0)
         valid &= tf.reduce_all(occurs | (target_priors == 0))

@@ -31,6 +31,11 @@ ClassMix: TypeAlias = "ArrayLike | Mapping[int, float] | HasPriors"
 _SMALLEST_PRIOR = 1e-30
 
 
+def is_number(value):
+    """Returns whether a value is one number, of Python or of NumPy."""
+    return isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
+
+
 def check_number(name, value, low=-math.inf, high=math.inf):
     """Returns `value` as a finite float in `[low, high)`."""
     if (
@@ -141,20 +146,25 @@ def check_mix(name, values, length=None, zeros=False):
 
 
 def check_rates(name, values):
-    """Returns positive rates (a number, a vector or a `ClassPrior`) as `(2,)` or `(L, 2)`."""
-    if not getattr(values, "multi_label", True):
-        raise ValueError(
-            f"`{name}` must be positive rates. Received: the `ClassPrior` of a multi-class "
-            "problem; adapt one with `multi_label=True`"
-        )
+    """Returns positive rates as `(2,)`, of one logit, or `(L, 2)`, of `L` labels.
+
+    A number is the rate of one logit, and so are the two priors of a `ClassPrior(2)`, dict or
+    Series; a vector, or a `ClassPrior(..., multi_label=True)`, has those of `L` labels.
+    """
     expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
-    if _is_table(values):
-        raise ValueError(
-            f"`{name}` must be {expected}. Received: a {type(values).__name__}; of labels 0 and 1 "
-            "pass the rate of label 1, as in `y.mean()`, of several labels a vector, as in "
-            "`y.mean().to_numpy()`"
-        )
-    rates = as_array(name, _held_by(values, "priors"), expected)
+    if _is_table(values) or not getattr(values, "multi_label", True):
+        kind = type(values).__name__
+        mix = as_array(name, _held_by(values, "priors"), expected, length=2)
+        if mix.shape != (2,) or not (np.isfinite(mix) & (mix >= 0)).all() or not mix.any():
+            raise ValueError(
+                f"`{name}` must be {expected}; a `ClassPrior`, dict or Series of class ids must "
+                f"have the classes 0 and 1. Received: a {kind} of {mix.size} classes, "
+                f"{mix[:10].tolist()}; of several labels pass a vector of rates, as in "
+                "`y.mean().to_numpy()`, or a `ClassPrior` with `multi_label=True`"
+            )
+        rates = mix[1] / mix.sum()
+    else:
+        rates = as_array(name, _held_by(values, "priors"), expected)
     if rates.ndim > 1 or not ((rates >= _SMALLEST_PRIOR) & (rates < 1)).all():
         raise ValueError(
             f"`{name}` must be {expected} (`ClassPrior(..., smoothing=1.0)` keeps them there). "
@@ -210,15 +220,44 @@ def check_per_class(name, values, shape, positive=False):
     return np.broadcast_to(array, shape).copy()
 
 
+def check_class_names(names, num_classes, binary=False):
+    """Returns a list of `num_classes` different names: the numbers for `None`.
+
+    A dict or Series has the ids of names or the names of ids. With `binary`, of label 0 and 1, one
+    name is that of label 1.
+    """
+    if names is None:
+        return [str(k) for k in range(num_classes)]
+    expected = f"`class_names` must be {num_classes} different strings, one for each class"
+    if _is_table(names):
+        names = _names_in_order(names, num_classes, expected)
+    if isinstance(names, (str, bytes, set, frozenset)):
+        raise ValueError(f"{expected}, in order. Received: class_names={names!r}")
+    names = list(names)
+    if binary and len(names) == 1 and isinstance(names[0], str):
+        names = [f"not {names[0]}", *names]
+    if not all(isinstance(name, str) for name in names) or len(names) != num_classes:
+        raise ValueError(f"{expected}. Received: {len(names)} names, {names[:10]}")
+    if len(set(names)) < num_classes:
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{expected}. Received: {repeated[:10]} repeated")
+    return [str(name) for name in names]
+
+
 def check_ignore_class(value):
     """Returns `ignore_class`, an integer or `None`."""
     return None if value is None else check_integer("ignore_class", value)
 
 
-def plain(value):
-    """Returns an argument as JSON keeps it: vectors and mixes as lists of floats."""
+def plain(value, binary=False):
+    """Returns an argument as JSON keeps it: vectors and mixes as lists of floats.
+
+    With `binary` mixes as positive rates.
+    """
     if value is None or isinstance(value, (str, bool, int)):
         return value
+    if binary:
+        return check_rates("value", value)[..., 1].tolist()
     return as_array("value", _held_by(value, "priors"), "numbers").tolist()
 
 
@@ -288,6 +327,21 @@ def _in_order(name, values, length):
     for class_id, number in zip(ids, numbers, strict=True):
         in_order[class_id] = number
     return in_order
+
+
+def _names_in_order(table, num_classes, expected):
+    """Returns the names of a table of names by class id, or of class ids by name."""
+    keys = list(table.keys())
+    values = list(table.values() if isinstance(table, Mapping) else table.to_numpy())
+    if all(isinstance(key, str) for key in keys):  # `class_indices` of Keras's generators.
+        keys, values = values, keys
+    ids = [int(key) if _is_class_id(key) else -1 for key in keys]
+    if sorted(ids) != list(range(num_classes)):
+        raise ValueError(
+            f"{expected}, or a dict of them and the class ids 0 to {num_classes - 1}. "
+            f"Received: {dict(zip(keys[:10], values[:10], strict=True))}"
+        )
+    return [values[ids.index(k)] for k in range(num_classes)]
 
 
 def _is_class_id(key):

@@ -44,14 +44,15 @@ def test_prints_the_worst_classes(source, model, data, capsys):
     model.fit(x, y, epochs=2, callbacks=[report], verbose=0)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert lines[0] == "Epoch 1: the worst of 3 classes"
+    assert lines[0].endswith(", the worst of 3 classes")
     predicted = model.predict(x, verbose=0).argmax(-1)
     recalls = recall_score(
         y, predicted, labels=[0, 1, 3], average=None, zero_division=0, sample_weight=w
     )
     worst = np.argsort(recalls, kind="stable")[:2]
     expected = [f"  recall {recalls[i]:.3f}  {'abd'[i]}" for i in worst]
-    assert lines[3:] == ["Epoch 2: the worst of 3 classes", *expected]
+    mean = f"Epoch 2: mean recall {recalls.mean():.3f}, the worst of 3 classes"
+    assert lines[3:] == [mean, *expected]
 
 
 def test_without_weights_and_names(model, data, capsys):
@@ -59,7 +60,7 @@ def test_without_weights_and_names(model, data, capsys):
     report = callbacks.PerClassReport((x, y), ignore_class=3)
     model.fit(x, y, callbacks=[report], verbose=0)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Epoch 1: the worst of 2 classes"
+    assert lines[0].endswith(", the worst of 2 classes")
     assert sorted(line.split()[-1] for line in lines[1:]) == ["0", "1"]
 
 
@@ -71,7 +72,7 @@ def test_masked_positions_do_not_count(rng, capsys):
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(tokens, y, callbacks=[callbacks.PerClassReport((tokens, y))], verbose=0)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Epoch 1: the worst of 3 classes"
+    assert lines[0].endswith(", the worst of 3 classes")
     assert sorted(line.split()[-1] for line in lines[1:]) == ["1", "2", "3"]
 
 
@@ -88,7 +89,10 @@ def test_bad_arguments(data):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda x, y: ((x, y), ["a"]), r"a name for each of the 4 classes. Received: 1 names"),
+        (
+            lambda x, y: ((x, y), ["a"]),
+            "must be 4 different strings.* Received: 1 names",
+        ),
         (lambda x, y: ([], None), "expected at least one batch"),
         (lambda x, y: ((x, y - 1), None), r"must have labels in \[0, 4\), or `ignore_class`"),
     ],
@@ -98,11 +102,3 @@ def test_bad_data(make, message, model, data):
     report = callbacks.PerClassReport(*make(x, y))
     with pytest.raises(ValueError, match=message):
         model.fit(x, y, callbacks=[report], verbose=0)
-
-
-def test_one_logit_is_refused(data):
-    x, y, _ = data
-    model = keras.Sequential([keras.Input((K,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="a model with one output per example"):
-        model.fit(x, y, callbacks=[callbacks.PerClassReport((x, y))], verbose=0)

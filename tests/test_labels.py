@@ -925,9 +925,3 @@ def test_a_missing_key_counts_0_between_mixes(table):
     np.testing.assert_array_equal(surrogate.target_priors, [0.5, 0.5, 0.0])
     ours = GCALoss([0, 5, 5], margins={1: 1, 2: 2}, target_priors=[0, 1, 1]).surrogate
     np.testing.assert_allclose(ours.margins, [1.0, 2 / 3, 4 / 3])
-
-
-def test_rates_in_a_table_are_refused():
-    for table in (pd.Series([0, 1, 1]).value_counts(normalize=True), {0: 0.9, 1: 0.1}):
-        with pytest.raises(ValueError, match=r"pass the rate of label 1, as in `y.mean\(\)`"):
-            BinaryGLALoss(table)

@@ -411,12 +411,12 @@ def test_bad_multi_label_data(data):
 
 
 def test_priors_of_the_other_kind_are_refused():
-    multi_label, multi_class = ClassPrior(2, multi_label=True), ClassPrior(2)
+    multi_label, multi_class = ClassPrior(2, multi_label=True), ClassPrior(3)
     multi_label.adapt(MULTI)
-    multi_class.adapt(np.array([0, 1]))
+    multi_class.adapt(np.array([0, 1, 2]))
     with pytest.raises(ValueError, match=r"`priors` must be a class mix.*multi-label"):
         GLALoss(multi_label)
-    with pytest.raises(ValueError, match=r"`priors` must be positive rates.*multi_label=True"):
+    with pytest.raises(ValueError, match=r"`priors` must be the positive rate.*multi_label=True"):
         BinaryGLALoss(multi_class)
 
 

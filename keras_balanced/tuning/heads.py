@@ -158,10 +158,10 @@ def fast_search(
         epochs=epochs,
         verbose=0,
     )
-    predicted = keras.Model(inputs, ops.argmax(outputs, axis=-1)).predict(
-        (x_val - mean) / scale, batch_size=batch_size, verbose=0
+    x_val = ((x_val - mean) / scale).astype("float32")
+    predicted = np.concatenate(
+        [heads.decisions(x_val[i : i + batch_size]) for i in range(0, len(x_val), batch_size)]
     )
-    predicted = predicted.reshape(len(y_val), len(grid), folds + 1)
     hits = predicted[np.arange(len(y_val)), :, fold_of] == y_val[:, None]
     present = np.unique(y_val)
     sizes = np.array([(y_val == k).sum() for k in present])[:, None]
@@ -188,7 +188,7 @@ def fast_search(
         refitted = keras.models.clone_model(model)
         refitted.set_weights(model.get_weights())
         last_layer(refitted).set_weights([kernel, bias - mean @ kernel])
-        refitted.compile(loss=loss, metrics=[BalancedAccuracy(num_classes)])
+        refitted.compile(loss=loss, metrics=[BalancedAccuracy(num_classes, loss=loss)])
         refitted.optimizer.build(refitted.trainable_variables)  # For saving it.
     return FastSearch(sorted(table, key=lambda row: -row["balanced_accuracy"]), loss, refitted)
 
@@ -201,6 +201,7 @@ class _Heads(keras.layers.Layer):
 
     def __init__(self, losses, folds, num_features):
         super().__init__()
+        self.balanced_losses = losses
         surrogates = [loss.surrogate for loss in losses for _ in range(folds + 1)]
         num_classes = len(surrogates[0].priors)
         self.folds, self.num_classes = folds, num_classes
@@ -225,6 +226,15 @@ class _Heads(keras.layers.Layer):
         return ops.reshape(
             ops.matmul(x, self.kernel) + self.bias, (-1, len(self.q), self.num_classes)
         )
+
+    def decisions(self, x):
+        """Returns the class `(B, losses, folds + 1)` for which each head decides, as served."""
+        logits, heads = self(x), self.folds + 1
+        decided = []
+        for i, loss in enumerate(self.balanced_losses):
+            posterior = loss.posterior(logits[:, i * heads : (i + 1) * heads])
+            decided.append(ops.convert_to_numpy(ops.argmax(posterior, axis=-1)))
+        return np.stack(decided, axis=1)
 
     def losses_of(self, y_true, logits):
         """Returns the sum over the heads `(B,)` of `functional`'s formula, with one q a head."""

@@ -148,14 +148,15 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         except ValueError as error:
             # Which KerasTuner does not take for a failed trial.
             raise keras_tuner.errors.FatalValueError(str(error)) from error
-        arguments = keras.tree.map_structure(_fresh, self.compile_kwargs)
+        loss = self.loss(hp)
+        arguments = keras.tree.map_structure(lambda value: _fresh(value, loss), self.compile_kwargs)
         if model.compiled:
             arguments.setdefault("optimizer", model.optimizer)
         metrics = arguments.pop("metrics", None) or []
         metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
         if not any(isinstance(metric, BalancedAccuracy) for metric in metrics):
-            metrics.append(BalancedAccuracy(self.num_classes))
-        model.compile(**arguments, loss=self.loss(hp), metrics=metrics)
+            metrics.append(BalancedAccuracy(self.num_classes, loss=loss))
+        model.compile(**arguments, loss=loss, metrics=metrics)
         if model.built:  # So that a checkpoint finds the optimizer's variables.
             model.optimizer.build(model.trainable_variables)
         return model
@@ -178,8 +179,15 @@ def check_objective(objective: Any) -> None:
         )
 
 
-def _fresh(value):
-    """Returns a copy of an optimizer or metric, which belong to one model each."""
-    if isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric)):
-        return type(value).from_config(value.get_config())
-    return value
+def _fresh(value, loss):
+    """Returns a copy of an optimizer or metric, which belong to one model each.
+
+    A metric of ours decides by the posterior of the trial's loss, as the model will be served.
+    """
+    if not isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric)):
+        return value
+    config = value.get_config()
+    if type(value).__module__ == BalancedAccuracy.__module__ and not config["loss"]:
+        from_logits = config.get("from_logits", False)
+        config["loss"] = None if from_logits else keras.saving.serialize_keras_object(loss)
+    return type(value).from_config(config)
