@@ -6,7 +6,8 @@ Part 1: `posterior` of GCA beside that of GLA, on TensorFlow, eager, as a graph 
 peak memory of a block of examples, in arrays of (block, levels, classes), 128 MiB each; and the
 largest error of the logarithm against the same in float64, where the posterior exceeds 1e-12.
 Part 2: value and gradient of soft targets, beside GLA and beside a plain logsumexp over (examples,
-levels, classes). Each is the median of its times, in turns. Prints Markdown tables.
+levels, classes). Part 3: what `BalancedAccuracy` takes by the logits and by the posterior of a
+loss. Each is the median of its times, in turns. Prints Markdown tables.
 """
 
 import argparse
@@ -19,10 +20,11 @@ import numpy as np
 import tensorflow as tf
 from step_time import compare, kilobytes, priors_of
 
-from keras_balanced import BalancedLoss, GCALoss, GLALoss
+from keras_balanced import BalancedAccuracy, BalancedLoss, GCALoss, GLALoss
 
 SHAPES = [(32, 10), (32, 100), (32, 1000), (1, 8142), (32, 8142), (1, 21841)]
 SOFT = [(64, 100), (64, 1000)]
+METRIC = [(128, 10), (128, 100), (128, 1000)]
 BLOCK = 2**25  # Numbers in the largest array of a posterior.
 MODES = {"eager": None, "graph": False, "XLA": True}
 
@@ -105,6 +107,21 @@ def soft_targets(shape, rounds):
     return found
 
 
+def metric(shape, rounds):
+    """Returns the milliseconds that a metric adds to a step."""
+    y = tf.constant(np.random.default_rng(0).integers(0, shape[1], shape[0]))
+    z = logits_of(shape)
+    losses = {"logits": None, "GLA": GLALoss(priors_of(shape[1])), "GCA": gca(shape[1])}
+    found = {}
+    for mode in ("graph", "XLA"):
+        metrics = [BalancedAccuracy(shape[1], loss=loss) for loss in losses.values()]
+        updates = [in_mode(m.update_state, mode) for m in metrics]
+        functions = {str(i): lambda f=f: f(y, z) for i, f in enumerate(updates)}
+        times = np.median(compare(functions, rounds, 0.05), axis=0)
+        found[mode] = dict(zip(losses, 1e3 * times, strict=True))
+    return found
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -114,7 +131,7 @@ def main(argv=None):
     if args.peak_memory:
         print(peak_memory(args.peak_memory))
         return
-    results = {"posterior": [], "soft targets": []}
+    results = {"posterior": [], "soft targets": [], "metric": []}
     print(
         "| examples x classes | levels | GLA, graph / XLA (ms) | GCA, eager / graph / XLA (ms) |",
         end="",
@@ -149,6 +166,13 @@ def main(argv=None):
                 f"{ms['GCA'] / ms['GLA']:.1f} | {ms['GCA'] / ms['logsumexp']:.2f} |",
                 flush=True,
             )
+    print("\n| examples x classes | mode | by the logits (ms) | posterior of GLA | of GCA |")
+    print("|---|---|---|---|---|")
+    for shape in METRIC:
+        for mode, ms in metric(shape, args.rounds).items():
+            results["metric"].append({"shape": shape, "mode": mode, "milliseconds": ms})
+            cells = " | ".join(f"{value:.2f}" for value in ms.values())
+            print(f"| {shape[0]} x {shape[1]} | {mode} | {cells} |", flush=True)
     if args.output:
         args.output.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -3,8 +3,8 @@
     python examples/tabular.py --imbalance-ratio 100 1000
 
 Generated data (scikit-learn) with one positive to `--imbalance-ratio` negatives. Prints balanced
-accuracy, recall and accuracy of each way, mean and standard error over seeds, and draws what
-`target_priors` trades: balanced accuracy against accuracy, from one to the other.
+accuracy, recall and accuracy of each way, mean and standard error over seeds, and what a budget of
+alerts finds, and draws what `target_priors` trades: balanced accuracy against accuracy.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from sklearn.datasets import make_classification
 from sklearn.preprocessing import StandardScaler
 
 import keras_balanced
-from keras_balanced import BinaryBalancedAccuracy, BinaryGCALoss, BinaryGLALoss
+from keras_balanced import BinaryBalancedAccuracy, BinaryGCALoss, BinaryGLALoss, serving
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -84,12 +84,11 @@ def train(loss, train_data, extra, rate, args, seed):
 
 def evaluate(model, x, y):
     logits = model.predict(x, batch_size=8192, verbose=0)[:, 0]
-    positive = logits > 0
-    if hasattr(model.loss, "posterior"):
-        # What post-hoc adjustment is, and how GCA, with its margins, decides. For GLA the same.
-        positive = keras.ops.convert_to_numpy(model.loss.posterior(logits)) > 0.5
-    metric = BinaryBalancedAccuracy(threshold=0.5)
-    metric.update_state(y, positive.astype("float32"))
+    ours = hasattr(model.loss, "posterior")
+    # What post-hoc adjustment is, and how GCA, with its margins, decides. For GLA the same.
+    positive = model.loss.posterior(logits) > 0.5 if ours else logits > 0
+    metric = BinaryBalancedAccuracy(loss=model.loss if ours else None)
+    metric.update_state(y, logits)
     return {
         "balanced accuracy": float(metric.result()),
         "recall": float(positive[y == 1].mean()),
@@ -118,6 +117,27 @@ def print_trade_off(points):
     for alpha, point in zip(ALPHAS, points, strict=True):
         cells = [f"{100 * point[name]:.1f}" for name in ("balanced accuracy", "accuracy")]
         print(f"| {alpha:g} | " + " | ".join(cells) + " |")
+
+
+def alert_budget(ratio, args):
+    """Returns what GLA finds within as many alerts as positives, chosen on held-out data."""
+    (x, y), (x_test, y_test), rate = load(ratio, args.examples, seed=0)
+    held_out = len(y) // 4
+    data = (x[held_out:], y[held_out:])
+    model = train(BinaryGLALoss(rate), data, None, rate, args, seed=0)
+
+    def probabilities(x):
+        logits = model.predict(x, batch_size=8192, verbose=0)[:, 0]
+        return model.loss.posterior(logits, target_priors=rate)
+
+    threshold = serving.find_threshold(probabilities(x[:held_out]), max_alert_rate=rate)
+    alerts = probabilities(x_test) > threshold
+    return {
+        "threshold": threshold,
+        "alerts": float(alerts.mean()),
+        "precision": float(y_test[alerts].mean()) if alerts.any() else 0.0,
+        "recall": float(alerts[y_test == 1].mean()),
+    }
 
 
 def draw(trade_offs, path):
@@ -187,7 +207,7 @@ def trade_off(ratio, ways, args):
 def main(argv=None):
     args = parse_arguments(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    ways, trade_offs = {}, {}
+    ways, trade_offs, budgets = {}, {}, {}
     for ratio in args.imbalance_ratio:
         print(f"\nOne positive to {ratio:g} negatives, {args.seeds} seeds, % on test data")
         ways[ratio] = compare(ratio, args)
@@ -195,8 +215,11 @@ def main(argv=None):
         print("\nGLA with target_priors = priors ** alpha, first seed, % on test data")
         trade_offs[ratio] = trade_off(ratio, ways[ratio], args)
         print_trade_off(trade_offs[ratio])
+        budgets[ratio] = alert_budget(ratio, args)
+        print("\nGLA with as many alerts as positives, first seed, on test data")
+        print(", ".join(f"{name} {value:.4f}" for name, value in budgets[ratio].items()))
     versions = {"keras": keras.__version__, "keras_balanced": keras_balanced.__version__}
-    results = {"versions": versions, "ways": ways, "trade_offs": trade_offs}
+    results = {"versions": versions, "ways": ways, "trade_offs": trade_offs, "budgets": budgets}
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     picture = args.output.with_suffix(".png")
     draw(trade_offs, picture)

@@ -82,7 +82,7 @@ def refuse_unless(valid, labels, message):
                 # What is out of range is the smallest or the largest.
                 low, high = tf.reduce_min(labels), tf.reduce_max(labels)
                 received = [message, " Received: labels from", low, "to", high]
-                with tf.control_dependencies([tf.debugging.Assert(False, received)]):
+                with tf.control_dependencies([tf.raw_ops.Assert(condition=False, data=received)]):
                     return tf.constant(False)
 
             check = tf.cond(tf.reduce_all(valid), lambda: tf.constant(True), refuse)

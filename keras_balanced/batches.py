@@ -4,6 +4,7 @@ import itertools
 import numbers
 
 import keras
+import numpy as np
 
 
 def iterate_batches(data, steps=None):
@@ -74,3 +75,43 @@ def _is_list_of_arrays(batch):
         and hasattr(batch[0], "shape")
         and len(batch[0].shape) > 0
     )
+
+
+def labels_of_examples(dataset, name):
+    """Returns the labels `(N,)` or `(N, K)` of a `tf.data.Dataset` of single examples.
+
+    It must come to an end, and in the same order each time: what is chosen is chosen by its place.
+    """
+    expected = (
+        f"`{name}` must be a dataset of single examples `(x, y)` or `(x, y, sample_weight)`, that "
+        "ends, in the same order each time"
+    )
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        kind = f"a dict of {list(spec)}" if isinstance(spec, dict) else f"{spec!r}"
+        raise ValueError(
+            f"{expected}. Received: elements that are {kind}; map them, as in "
+            '`.map(lambda element: (element["image"], element["label"]))`'
+        )
+    label = spec[1]
+    if not hasattr(label, "shape") or type(label).__name__ != "TensorSpec":
+        raise ValueError(
+            f"{expected}, with the labels of one output. Received: labels {label!r}; map them"
+        )
+    if int(dataset.cardinality()) == -1:
+        raise ValueError(f"{expected}. Received: one without end; leave out its `.repeat()`")
+    if label.shape.rank is None or label.shape.rank > 1 or None in tuple(label.shape):
+        raise ValueError(
+            f"{expected}. Received: labels of shape {label.shape}; take batches apart with "
+            "`.unbatch()`"
+        )
+    first, second = (
+        np.array([example[1] for example in dataset.as_numpy_iterator()]) for _ in range(2)
+    )
+    if not np.array_equal(first, second):
+        raise ValueError(
+            f"{expected}. Received: one that is shuffled anew; leave out its `.shuffle()`, or "
+            "give `reshuffle_each_iteration=False`, as `shuffle=False` where Keras reads a "
+            "directory"
+        )
+    return first

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numbers
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import keras
 import numpy as np
 
-from keras_balanced import targets, validation
+from keras_balanced import batches, targets, validation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -81,9 +82,9 @@ def long_tail(
     """Draws a long-tailed subset of labelled data.
 
     Args:
-        x: Array of examples `(N, ...)`, or an unbatched `tf.data.Dataset` of `(x, y)` that gives
-            the same order each time.
-        y: Integer labels `(N,)`; `None` when `x` is a dataset.
+        x: Array of examples `(N, ...)`, or an unbatched `tf.data.Dataset` of `(x, y)` or
+            `(x, y, sample_weight)` that gives the same order each time.
+        y: Integer labels `(N,)`; `None` when `x` is a dataset, whose labels may be one-hot.
         imbalance_ratio: Number of at least 1: the largest class over the smallest.
         profile: `"exponential"` or `"step"`, as in `long_tail_counts`.
         max_count: Examples that class 0 keeps. `None` is the size of the smallest class.
@@ -93,7 +94,8 @@ def long_tail(
         `(x, y)` arrays, or a `tf.data.Dataset`, in the order of the data.
 
     Raises:
-        ValueError: if a class has fewer examples than it should keep.
+        ValueError: if a class has fewer examples than it should keep; for a dataset that has no
+            end, is batched, or is shuffled anew each time.
 
     Example:
 
@@ -105,7 +107,7 @@ def long_tail(
     is_dataset = hasattr(x, "element_spec")
     x = np.asarray(x) if isinstance(x, (list, tuple)) else x
     if is_dataset:
-        labels = [example[1] for example in x.as_numpy_iterator()]
+        labels = batches.labels_of_examples(x, "x")
     else:
         labels = targets.as_numpy("`y`", y, "integer labels `(N,)`")
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(x):
@@ -140,7 +142,9 @@ def long_tail(
     import tensorflow as tf
 
     keep = tf.constant(keep)
-    return x.enumerate().filter(lambda i, _: keep[i]).map(lambda _, example: example)
+    chosen = x.enumerate().filter(lambda i, _: keep[i]).map(lambda _, example: example)
+    # A filter hides how many there are, and Keras warns where they end.
+    return chosen.apply(tf.data.experimental.assert_cardinality(int(counts.sum())))
 
 
 def stratified_split(y: ArrayLike, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +196,9 @@ def load(
     Args:
         name: `"digits"` (1,797 real 8x8 images that come with scikit-learn), `"cifar10"` or
             `"cifar100"` (through TensorFlow Datasets: downloaded on first use, or read from the
-            directory in the environment variable `TFDS_DATA_DIR`).
+            directory in the environment variable `TFDS_DATA_DIR`; where that is not installed,
+            through `keras.datasets`, the same images in another order, so that a seed chooses
+            others).
         imbalance_ratio: Number of at least 1: the largest class over the smallest.
         profile: `"exponential"` or `"step"`, as in `long_tail_counts`.
         seed: Seed of the choice of images. The test set does not depend on it.
@@ -260,14 +266,11 @@ def _load_digits():
 
 def _load_cifar(name):
     try:
+        import tensorflow  # noqa: F401  # TensorFlow Datasets needs it, and says so late.
         import tensorflow_datasets as tfds
-
-        builder = tfds.builder(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name} comes through TensorFlow Datasets: "
-            'pip install "keras-balanced[data,tensorflow]"'
-        ) from error
+    except ImportError:
+        return _load_cifar_of_keras(name)
+    builder = tfds.builder(name)
     try:
         builder.download_and_prepare()
         splits = builder.as_dataset(
@@ -280,3 +283,15 @@ def _load_cifar(name):
             "the environment variable TFDS_DATA_DIR to the directory that holds it."
         ) from error
     return [(x.numpy(), y.numpy()) for x, y in splits]
+
+
+def _load_cifar_of_keras(name):
+    try:
+        parts = getattr(keras.datasets, name).load_data()
+    except Exception as error:
+        raise RuntimeError(
+            f"{name} could not be downloaded by Keras. Download it once where there is a network, "
+            f"with `keras.datasets.{name}.load_data()`, or install TensorFlow Datasets: "
+            'pip install "keras-balanced[data,tensorflow]"'
+        ) from error
+    return [(np.asarray(x), np.asarray(y).reshape(-1).astype("int64")) for x, y in parts]

@@ -16,6 +16,7 @@ from keras import ops
 from keras_balanced import backends, targets
 
 _BLOCK = 2**25  # Numbers in the largest array of the posterior under margins.
+_STAGE = 8  # States of its chain that are left out before the array shrinks.
 
 
 def as_logits(y_pred, surrogate, from_logits=True):
@@ -248,32 +249,51 @@ def _log_stationary(log_q):
     References:
         - [Grassmann, Taksar and Heyman, 1985](https://doi.org/10.1287/opre.33.5.1107)
     """
-    num_states = log_q.shape[-1]
-    state = ops.arange(num_states)
     never = _like(log_q, 0.5 * float(np.finfo(keras.backend.standardize_dtype(log_q.dtype)).min))
+    # A few states at a time, between which the array shrinks: that halves the work.
+    stages = []
+    while (num_states := log_q.shape[-1]) > 1:
+        left_out = min(_STAGE, num_states - 1)
+        log_q = ops.fori_loop(
+            0, left_out, lambda step, q: _leave_out(q, q.shape[-1] - 1 - step, never), log_q
+        )
+        kept = num_states - left_out
+        stages.append(log_q[..., kept:])
+        log_q = log_q[..., :kept, :kept]
+    log_u = ops.zeros_like(log_q[..., 0])
+    for entered in reversed(stages):
+        kept = log_u.shape[-1]
+        padding = ops.full_like(entered[..., 0, :], never)
+        log_u = ops.fori_loop(
+            0,
+            entered.shape[-1],
+            lambda step, u, entered=entered, kept=kept: _enter(u, entered, kept, step, never),
+            ops.concatenate([log_u, padding], axis=-1),
+        )
+    return log_u
 
-    def leave_out(step, log_q):
-        n = num_states - 1 - step
-        before = state < n
-        leave = ops.where(before, ops.take(log_q, n, axis=-2), never)
-        enter = ops.take(log_q, n, axis=-1) - ops.logsumexp(leave, axis=-1, keepdims=True)
-        watched = _log_add(log_q, enter[..., :, None] + leave[..., None, :])
-        watched = ops.where(ops.equal(state, n), enter[..., :, None], watched)
-        return ops.where(ops.logical_and(before[:, None], state <= n), watched, log_q)
 
-    def enter_from_those_before(n, log_u):
-        entered = ops.where(state < n, log_u + ops.take(log_q, n, axis=-1), never)
-        entered = ops.logsumexp(entered, axis=-1, keepdims=True)
-        return ops.where(ops.equal(state, n), entered, log_u)
+def _leave_out(log_q, n, never):
+    """Returns `log Q` of the chain watched before state `n`, and beside it how it enters `n`."""
+    state = ops.arange(log_q.shape[-1])
+    leave = ops.where(state < n, ops.take(log_q, n, axis=-2), never)
+    enter = ops.take(log_q, n, axis=-1) - ops.logsumexp(leave, axis=-1, keepdims=True)
+    watched = _log_add(log_q, enter[..., :, None] + leave[..., None, :])
+    watched = ops.where(ops.equal(state, n), enter[..., :, None], watched)
+    return ops.where(ops.logical_and((state < n)[:, None], state <= n), watched, log_q)
 
-    log_q = ops.fori_loop(0, num_states - 1, leave_out, log_q)
-    return ops.fori_loop(1, num_states, enter_from_those_before, ops.zeros_like(log_q[..., 0]))
+
+def _enter(log_u, entered, kept, step, never):
+    """Returns `log u` with that of the state `kept + step`, from the states before it."""
+    state, n = ops.arange(log_u.shape[-1]), kept + step
+    of_state = ops.where(state < n, log_u + ops.take(entered, step, axis=-1), never)
+    return ops.where(ops.equal(state, n), ops.logsumexp(of_state, axis=-1, keepdims=True), log_u)
 
 
 def _log_add(a, b):
     # `ops.logaddexp` is float32 on PyTorch, and its gradient wrong at ties on TensorFlow.
-    larger = ops.stop_gradient(ops.where(a > b, a, b))
-    return larger + ops.log(ops.exp(a - larger) + ops.exp(b - larger))
+    larger, smaller = ops.where(a > b, a, b), ops.where(a > b, b, a)
+    return larger + ops.log1p(ops.exp(smaller - larger))
 
 
 def _psi(cross_entropy, q):

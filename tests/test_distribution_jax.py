@@ -104,6 +104,18 @@ def four_devices():
         for variable in [*run[0].weights, *run[0].optimizer.variables]
         if "head" in variable.path
     }
+    import jax
+
+    z = np.random.default_rng(0).standard_normal((4, K)).astype("float32")
+    devices = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("batch", "model"))
+    by_class = jax.sharding.PartitionSpec(None, "model")
+    split = jax.device_put(z, jax.sharding.NamedSharding(devices, by_class))
+    posterior = jax.jit(LOSSES["gca"]().posterior)
+    found["posterior"] = {
+        "off": float(np.abs(posterior(split) - posterior(z)).max()),
+        "shard": posterior(split).sharding.shard_shape(z.shape),
+        "gathers": posterior.lower(split).compile().as_text().count("all-gather("),
+    }
     return found
 
 
@@ -158,6 +170,12 @@ def test_the_head_is_split_over_classes_with_its_momentum(four):
     shards = {tuple(shape) for shape in four["shards"].values()}
     assert len(four["shards"]) == 4
     assert shards == {(8, K // 2), (K // 2,)}
+
+
+def test_the_posterior_of_a_split_head_stays_split(four):
+    assert four["posterior"]["off"] < 1e-6
+    assert four["posterior"]["shard"] == [4, K // 2]
+    assert four["posterior"]["gathers"] == 0
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(four):

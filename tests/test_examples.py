@@ -131,12 +131,12 @@ def test_crops_are_windows_of_the_padded_image(rng):
 
 def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
     # The page on devices: test_distribution_guide.py.
-    pages = ("README.md", "docs/tuning.md", "docs/serving.md", "docs/labels.md")
+    pages = ("README.md", "docs/tuning.md", "docs/serving.md", "docs/labels.md", "docs/binary.md")
     text = "".join((ROOT / page).read_text() for page in pages)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks[0].splitlines()) <= 16
     if keras.backend.backend() == "torch":  # It has no export.
-        blocks = [block for block in blocks if "serving.export" not in block]
+        blocks = [block for block in blocks if "export(" not in block]
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in blocks:
@@ -169,6 +169,10 @@ def test_tabular(tmp_path, capsys):
     assert round(100 * written["ways"]["50.0"]["GLA"][0]["recall"], 1) == recall
     assert round(100 * written["trade_offs"]["50.0"][0]["balanced accuracy"], 1) == balanced
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    budget = written["budgets"]["50.0"]
+    assert f"recall {budget['recall']:.4f}" in printed
+    assert 0 < budget["alerts"] < 0.1
+    assert budget["precision"] > 2 / 51  # What alerts at random would have, twice.
 
 
 def test_oversampling_balances(rng):

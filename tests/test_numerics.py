@@ -161,3 +161,45 @@ def test_loss_scaling_trains(rng):
     )
     history = model.fit(x, y, epochs=10, verbose=0).history["loss"]
     assert history[-1] < 0.7 * history[0]
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_of_soft_targets_is_that_of_finite_differences(name, q, rng, gradient):
+    function, of_oracle, _, arguments = LOSSES[name]
+    priors, z = [50, 30, 15, 5], rng.standard_normal((3, 4))
+    y = rng.dirichlet(np.ones(4), 3)
+
+    def soft(z):
+        of_classes = [of_oracle(np.full(3, k), z, priors, q=q, **arguments) for k in range(4)]
+        return (y * np.stack(of_classes, axis=-1)).sum()
+
+    steps = 1e-5 * np.eye(12).reshape(12, 3, 4)
+    expected = [(soft(z + step) - soft(z - step)) / 2e-5 for step in steps]
+    targets = ops.convert_to_tensor(y.astype("float32"))
+    ours = gradient(lambda z: function(targets, z, priors, q=q, **arguments), z.astype("float32"))
+    np.testing.assert_allclose(ours.ravel(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's way to nest")
+@pytest.mark.parametrize("name", LOSSES)
+def test_second_derivatives(name, rng):
+    import tensorflow as tf
+
+    function, _, _, arguments = LOSSES[name]
+    y, z = rng.dirichlet(np.ones(4), 3).astype("float32"), rng.standard_normal((3, 4))
+
+    def slope(z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            total = tf.reduce_sum(function(y, z, [50, 30, 15, 5], q=0.3, **arguments))
+        return tape.gradient(total, z)
+
+    z = tf.constant(z, "float32")
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        first = slope(z)[:, 0]
+    ours = tape.gradient(first, z)[:, 0]
+    step = np.array([1e-2, 0, 0, 0], "float32")
+    expected = (slope(z + step) - slope(z - step))[:, 0] / 2e-2
+    np.testing.assert_allclose(ours, expected, rtol=2e-2, atol=1e-3)

@@ -13,7 +13,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_balanced import targets
+from keras_balanced import batches, targets
 from keras_balanced.tuning.heads import assign_folds
 from keras_balanced.tuning.hypermodel import check_objective
 from keras_balanced.tuning.oracle import Tuner, resumable
@@ -237,16 +237,7 @@ class _Dataset:
 
     def __init__(self, dataset, batch_size):
         self.dataset, self.batch_size = dataset, batch_size
-        first, second = (
-            np.array([example[1] for example in dataset.as_numpy_iterator()]) for _ in range(2)
-        )
-        if first.ndim > 2 or not np.array_equal(first, second):
-            raise ValueError(
-                "The dataset must give single examples in the same order each time: neither "
-                "batched nor shuffled anew. Received: labels of shape "
-                f"{first.shape} that {'repeat' if first.ndim > 2 else 'do not repeat'}"
-            )
-        self.labels = targets.class_ids("y", first)
+        self.labels = targets.class_ids("y", batches.labels_of_examples(dataset, "x"))
 
     def of(self, chosen, shuffle=False):
         import tensorflow as tf
