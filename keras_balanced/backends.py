@@ -100,6 +100,13 @@ def is_dense_tensor(values):
     return is_tensor and not is_ragged_or_sparse(values)
 
 
+def own_tensor(values):
+    """Returns an array, or a tensor of any library, as a tensor of the backend in use."""
+    if ops.is_tensor(values):
+        return values
+    return ops.convert_to_tensor(ops.convert_to_numpy(values))
+
+
 def is_ragged_or_sparse(values):
     """Returns whether `values` is a ragged or sparse tensor of any library."""
     if isinstance(values, np.ndarray):
@@ -294,6 +301,17 @@ def last_layer(model):
     while getattr(layer, "layers", None):
         layer = layer.layers[-1]
     return layer
+
+
+def input_structure(model):
+    """Returns the symbolic inputs of a model as it takes them: one, or a list or dict of them."""
+    # A Sequential that was never called has no `input`.
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def layers_within(model):
+    """Yields the layers of a model, also those within others."""
+    yield from model._flatten_layers(include_self=False)
 
 
 def probability_layer(model, output_name=None):

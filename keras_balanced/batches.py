@@ -25,6 +25,15 @@ def iterate_batches(data, steps=None):
         yield tuple(batch) if is_tuple else batch
 
 
+def refuse_list_of_arrays(data, name):
+    """Raises for `[x, y]`, which would be read as two batches."""
+    if isinstance(data, list) and hasattr(next(iter(data), None), "shape"):
+        raise ValueError(
+            f"`{name}` must be a tuple of arrays `(x, y)`, or batches of them. Received: a list "
+            "of arrays"
+        )
+
+
 def labels_and_weights(data, sample_weight, steps):
     """Yields the labels of `data` and their weights: `data` itself, or those of its batches."""
     if isinstance(data, tuple):

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, batches, losses, metrics, targets, validation
+from keras_balanced.losses import TEMPERATURES
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from keras_balanced.validation import ClassMix
 
 __all__ = ["calibrate", "estimate_target_priors", "find_threshold"]
-
-TEMPERATURES = (0.01, 100.0)
 
 
 class _Calibration(NamedTuple):
@@ -256,7 +255,8 @@ def find_threshold(
     """Finds the threshold of one logit that keeps within a budget, on held-out data.
 
     Of all thresholds within the budget it is the lowest, which finds the most of label 1. It lies
-    halfway between two probabilities of the data, so that rounding changes no decision.
+    halfway between two probabilities of the data, so that rounding changes no decision. On new
+    data of the same kind the number of alerts varies, as that of any rare event.
 
     Formula:
 
@@ -271,9 +271,10 @@ def find_threshold(
 
     Args:
         probabilities: Probability of label 1 of each example, `(N,)` or `(N, 1)`, or class
-            probabilities `(N, 2)`: those by which the model will decide, under the class mix of
-            production.
+            probabilities `(N, 2)`: those by which the model will decide, under the class mix and
+            the temperature of production. Of independent labels one column at a time.
         labels: Labels 0 and 1, `(N,)` or `(N, 1)`, or one-hot `(N, 2)`. For `min_precision`.
+            Leave out examples whose label is not known.
         max_alert_rate: Number in `(0, 1]`: the largest fraction of the examples to be alerted of,
             as in `100 / examples_per_day`.
         min_precision: Number in `(0, 1]`: the smallest fraction of label 1 among the alerts.
@@ -300,8 +301,14 @@ def find_threshold(
     if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
         raise ValueError(
             "`probabilities` must be those of label 1, `(N,)` or `(N, 1)`, or `(N, 2)` (logits go "
-            f"through `loss.posterior`). Received: {'' if valid else 'other '}numbers of shape "
+            "through `loss.posterior`; of labels pass one column). "
+            f"Received: {'' if valid else 'other '}numbers of shape "
             f"{shape}"
+        )
+    if shape[1:] == (2,) and not np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+        raise ValueError(
+            "`probabilities` of shape (N, 2) must be those of two classes, and sum to 1. Received: "
+            f"sums from {values.sum(axis=-1).min():.3g}; of labels pass one column, as in `p[:, 0]`"
         )
     values, number = values.reshape(shape[0], -1)[:, -1], shape[0]
     if max_alert_rate is None and min_precision is None:
@@ -363,7 +370,7 @@ def check_loss(model, loss, labels=False):
 
 
 def check_model(model, loss):
-    """Returns whether the model takes its inputs by name."""
+    """Raises unless a model gives what the loss takes, as its only output."""
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise ValueError(
             "`model` must be a built Functional or Sequential model: call it or fit it first, and "
@@ -376,15 +383,6 @@ def check_model(model, loss):
         )
     if loss.from_logits:
         backends.refuse_probability_layer(model)
-    named = len(model.inputs) > 1 or isinstance(getattr(model, "input", None), dict)
-    names = [x.name for x in model.inputs]
-    if named and (
-        "target_priors" in names or any(name.startswith("keras_tensor") for name in names)
-    ):
-        raise ValueError(
-            "Name each of several inputs, as in `keras.Input(shape, name=...)`, and none "
-            f"`target_priors`. Received: inputs named {names}"
-        )
     if not loss.surrogate.binary or loss.surrogate.num_labels:
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
     elif model.outputs[0].shape[1:] not in ((), (1,)):
@@ -392,25 +390,34 @@ def check_model(model, loss):
             "`model` must have one logit per example for a binary loss. "
             f"Received: an output of shape {model.outputs[0].shape}"
         )
-    return named
+
+
+def only(outputs):
+    """Returns the one output of a model, also out of a dict or list."""
+    (output,) = keras.tree.flatten(outputs)
+    return output
 
 
 def _held_out(model, loss, data):
     """Returns log-posterior `(N, K)`, labels `(N,)` and weights `(N,)` of held-out data."""
+    batches.refuse_list_of_arrays(data, "validation_data")
     arrays = isinstance(data, tuple)
     parts = []
     for batch in [data] if arrays else batches.iterate_batches(data):
         x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
         if y_true is None:
             raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
-        if backends.gives_mask(model):  # Which `predict` loses.
-            y_pred = model(keras.tree.map_structure(ops.convert_to_tensor, x), training=False)
-            mask = backends.get_mask(y_pred)
+        y_true = only(y_true) if isinstance(y_true, dict) else y_true
+        if arrays and not backends.gives_mask(model):
+            y_pred = only(model.predict(x, verbose=0))
+        else:
+            # Not `predict`, which loses the mask; nor `predict_on_batch`, which under a strategy of
+            # several replicas answers once for each.
+            y_pred = only(model(keras.tree.map_structure(backends.own_tensor, x), training=False))
+        if (mask := backends.get_mask(y_pred)) is not None:
             weights = ops.ones(mask.shape) if weights is None else weights
             weights = targets.match_weights(targets.as_numpy("Weights", weights), mask.shape)
             weights = weights * ops.convert_to_numpy(mask)
-        else:
-            y_pred = model.predict(x, verbose=0) if arrays else model.predict_on_batch(x)
         parts.append((y_pred, y_true, weights))
     if not parts:
         raise ValueError("`validation_data` must have examples. Received: none")

@@ -80,10 +80,8 @@ class PerClassReport(keras.callbacks.Callback):
         threshold: float | None = None,
     ):
         super().__init__()
-        arrays_in_a_list = isinstance(validation_data, list) and hasattr(
-            next(iter(validation_data), None), "shape"
-        )
-        if arrays_in_a_list or iter(validation_data) is validation_data:
+        batches.refuse_list_of_arrays(validation_data, "validation_data")
+        if iter(validation_data) is validation_data:
             raise ValueError(
                 "`validation_data` must be a tuple of arrays, or batches that can be read each "
                 f"epoch. Received: a {type(validation_data).__name__}"

@@ -163,6 +163,15 @@ def log_posterior(logits, surrogate, target_priors):
     return ops.log_softmax(mask_absent(log_eta + _log_ratio(logits, target, priors), surrogate))
 
 
+def change_mix(log_p, surrogate, target_priors):
+    """Returns log-probabilities under the mix of a surrogate as those under another one."""
+    if target_priors is not None:
+        target = np.where(surrogate.occurs, surrogate.check_target(target_priors), 1.0)
+        own = np.where(surrogate.occurs, surrogate.target_priors, 1.0)
+        log_p = log_p + _log_ratio(log_p, target, own)
+    return ops.log_softmax(log_p)
+
+
 def mask_absent(logits, surrogate):
     """Returns logits with a large negative number for the classes that do not occur."""
     if surrogate.occurs.all():
@@ -293,7 +302,7 @@ def _enter(log_u, entered, kept, step, never):
 def _log_add(a, b):
     # `ops.logaddexp` is float32 on PyTorch, and its gradient wrong at ties on TensorFlow.
     larger, smaller = ops.where(a > b, a, b), ops.where(a > b, b, a)
-    return larger + ops.log1p(ops.exp(smaller - larger))
+    return larger + ops.log(1.0 + ops.exp(smaller - larger))  # ONNX has no log1p.
 
 
 def _psi(cross_entropy, q):

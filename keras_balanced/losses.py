@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BalancedLoss", "BinaryGCALoss", "BinaryGLALoss", "GCALoss", "GLALoss"]
 
+TEMPERATURES = (0.01, 100.0)  # The range of one.
+
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class BalancedLoss(keras.losses.Loss):
@@ -161,7 +163,9 @@ class BalancedLoss(keras.losses.Loss):
             targets.check_classes(logits, len(surrogate.priors))
         return formula.log_posterior(logits, surrogate, target)
 
-    def posterior(self, y_pred: Any, target_priors: ClassMix | None = None) -> Any:
+    def posterior(
+        self, y_pred: Any, target_priors: ClassMix | None = None, temperature: float = 1.0
+    ) -> Any:
         """Returns the probability of each class that a model trained with this loss predicts.
 
         The softmax of the logits is *not* that: the loss has shifted or scaled them. Exact where
@@ -176,6 +180,8 @@ class BalancedLoss(keras.losses.Loss):
                 `from_logits=False`. Binary losses: `(...)`, `(..., 1)` or `(..., L)`.
             target_priors: Class mix in which the probabilities should hold, as in the loss.
                 `None` is the loss's own target; the training priors give the training mix.
+            temperature: Positive number by which the log-posterior in the loss's own target is
+                divided, before the mix changes: what `serving.calibrate` finds, as in an export.
 
         Returns:
             Probabilities `(..., K)` that sum to 1; of binary losses the probability of each
@@ -185,8 +191,14 @@ class BalancedLoss(keras.losses.Loss):
             ValueError: for shapes or priors that do not fit.
         """
         if isinstance(y_pred, keras.KerasTensor):
-            return _Posterior(self, target_priors)(y_pred)
-        probabilities = ops.exp(self.log_posterior(self.logits(y_pred), target_priors))
+            return _Posterior(self, target_priors, temperature)(y_pred)
+        temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
+        if temperature == 1.0:
+            log_p = self.log_posterior(self.logits(y_pred), target_priors)
+        else:
+            log_p = self.log_posterior(self.logits(y_pred)) / temperature
+            log_p = formula.change_mix(log_p, self.surrogate, target_priors)
+        probabilities = ops.exp(log_p)
         if self.surrogate.binary:
             probabilities = probabilities[..., 1]
         is_numpy = isinstance(y_pred, np.ndarray)
@@ -211,16 +223,17 @@ class BalancedLoss(keras.losses.Loss):
 class _Posterior(keras.layers.Layer):
     """The posterior of a loss, as the end of a functional model."""
 
-    def __init__(self, loss, target_priors=None, **kwargs):
+    def __init__(self, loss, target_priors=None, temperature=1.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
         surrogate = self.loss.surrogate
         if target_priors is not None:
             surrogate.check_target(target_priors)
         self.target_priors = validation.plain(target_priors, surrogate.binary)
+        self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
 
     def call(self, y_pred):
-        return self.loss.posterior(y_pred, self.target_priors)
+        return self.loss.posterior(y_pred, self.target_priors, self.temperature)
 
     def compute_output_spec(self, y_pred):
         if not self.loss.surrogate.binary:
@@ -233,6 +246,7 @@ class _Posterior(keras.layers.Layer):
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
             "target_priors": self.target_priors,
+            "temperature": self.temperature,
         }
 
 

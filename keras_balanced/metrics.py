@@ -528,8 +528,9 @@ class BinaryBalancedAccuracy(_RecallMetric):
     As in `BalancedAccuracy`, 0 or 1 without an example is left out.
 
     Args:
-        threshold: Number that the prediction of label 1 exceeds. `None` (default) is 0, for
-            logits, and with a `loss` 0.5, for its probabilities; probabilities need a number.
+        threshold: Number that the prediction of label 1 exceeds; with `num_labels` one for all or
+            `(L,)`. `None` (default) is 0, for logits, and with a `loss` 0.5, for its
+            probabilities; probabilities need a number.
         ignore_class: Integer label, such as -1 for labels that are not known, that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
@@ -553,7 +554,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
 
     def __init__(
         self,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         ignore_class: int | None = None,
         name: str | None = "binary_balanced_accuracy",
         dtype: str | None = None,
@@ -574,12 +575,18 @@ class BinaryBalancedAccuracy(_RecallMetric):
         super().__init__(2, ignore_class, name, dtype, loss, shape)
         of = "one logit per example, or of `num_labels` labels"
         self._check_loss((True, None), (True, num_labels), of=of)
-        if self.loss is None:
-            threshold = validation.check_number("threshold", threshold or 0.0)
-        else:
-            threshold = 0.5 if threshold is None else threshold
-            threshold = validation.check_number("threshold", threshold, low=0.0, high=1.0)
-        self.threshold = threshold
+        if threshold is None:
+            threshold = 0.0 if self.loss is None else 0.5
+        low, high = (-np.inf, np.inf) if self.loss is None else (0.0, 1.0)
+        vector = num_labels is not None and np.ndim(threshold) == 1
+        each: Any = np.asarray(threshold).tolist() if vector else [threshold]
+        each = [validation.check_number("threshold", value, low, high) for value in each]
+        if len(each) not in (1, num_labels):
+            raise ValueError(
+                f"`threshold` must be one number, or one for each of the {num_labels} labels. "
+                f"Received: {len(each)} numbers"
+            )
+        self.threshold = each if vector else each[0]
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
@@ -592,15 +599,17 @@ class BinaryBalancedAccuracy(_RecallMetric):
                 `fit` to `weighted_metrics` only.
         """
         y_pred = targets.as_tensor("y_pred", y_pred)
-        if backends.are_probabilities(y_pred) and not 0 < self.threshold < 1:
+        inside = all(0 < value < 1 for value in np.atleast_1d(self.threshold))
+        if backends.are_probabilities(y_pred) and not inside:
             raise ValueError(
                 "`threshold` must be in (0, 1) for probabilities, for instance 0.5. Received: "
-                f"threshold={self.threshold:g}, and the output of a softmax or sigmoid"
+                f"threshold={self.threshold}, and the output of a softmax or sigmoid"
             )
         y_true, decided, weights = self._flatten_binary(
             y_true, y_pred, sample_weight, self.num_labels
         )
-        predicted = ops.cast(decided > self.threshold, self.dtype)
+        threshold = ops.convert_to_tensor(self.threshold, decided.dtype)
+        predicted = ops.cast(decided > threshold, self.dtype)
         # (N, L, 2): the weight of 0 and of 1.
         in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
         right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)

@@ -121,7 +121,7 @@ def confusion_matrix(
         ax: matplotlib axes to draw on. `None` makes new ones.
 
     Returns:
-        The axes. Row `k` is the examples of class `k`, as fractions of them.
+        The axes. Row `k` is the examples of class `k`, as fractions of them, and their number.
 
     Raises:
         ImportError: where matplotlib is missing.
@@ -153,7 +153,8 @@ def confusion_matrix(
         for row, column in np.ndindex(fractions.shape):
             value = fractions[row, column]
             color = "white" if value > 0.5 else "black"
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, size=8)
+            text = f"{value:.2f}\n({counts[row, column]})"
+            ax.text(column, row, text, ha="center", va="center", color=color, size=8)
         ax.set_xticks(range(num_classes), class_names, rotation=90)
         ax.set_yticks(range(num_classes), class_names)
     ax.set_xlabel("predicted")
@@ -237,7 +238,8 @@ def _hits(probabilities, labels):
     if hits.shape != shape or not np.isin(hits, (0, 1)).all():
         raise ValueError(
             "`labels` must be classes of the `probabilities`, or 0 and 1 in their shape. Received: "
-            f"labels of shape {labels.shape} for probabilities of shape {probabilities.shape}"
+            f"labels of shape {labels.shape}, such as {np.unique(labels)[:5].tolist()}, for "
+            f"probabilities of shape {shape}; leave out what is not known, as in `p[y >= 0]`"
         )
     return hits.ravel()
 

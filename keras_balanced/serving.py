@@ -11,20 +11,24 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_balanced import backends, validation
 from keras_balanced.calibration import (
-    TEMPERATURES,
     calibrate,
     check_loss,
     check_model,
     estimate_target_priors,
     find_threshold,
+    only,
 )
+from keras_balanced.losses import TEMPERATURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +49,7 @@ def export(
     target_priors: ClassMix | None = None,
     temperature: float | None = None,
     threshold: float | ArrayLike | None = None,
-) -> pathlib.Path:
+) -> pathlib.Path | str:
     """Writes a model as the next version of a servable: a TensorFlow SavedModel.
 
     TF Serving and TensorFlow's C library load it without this package. Its signatures take the
@@ -73,8 +77,10 @@ def export(
         model: Functional or Sequential model, built, with one output. It gives logits: a softmax
             at its end is refused, unless the loss has `from_logits=False`, where `logits` are
             the logarithms of the probabilities.
-        path: Local directory of the servable, made if missing. The model goes into the
-            subdirectory of the next free version, `1` at first, in one atomic step.
+        path: Directory of the servable, made if missing; `~` is the home directory. The model
+            goes into the subdirectory of the next free version, `1` at first, in one atomic step.
+            A remote one, as `gs://bucket/models/digits`, is written through TensorFlow's file
+            systems, `saved_model.pb` last.
         loss: The loss that the model was trained with. `None` is the compiled one. For plain
             cross-entropy pass `GLALoss(priors, tau=0)`, or `BinaryGLALoss(rate, tau=0)`.
         class_names: `K` different names in order, or a dict of names and ids, such as the
@@ -88,11 +94,14 @@ def export(
             labels only. `None` decides for the most probable.
 
     Returns:
-        The directory of the version, a `pathlib.Path`. Its `assets.extra/classes.json` holds the
-        class names, the mixes, the temperature, the threshold and the loss.
+        The directory of the version, a `pathlib.Path`, or a string where it is remote. Its
+        `assets.extra/classes.json` holds the class names, the mixes, the temperature, the
+        threshold and the loss.
 
     Raises:
-        ValueError: for arguments that do not fit; nothing is written.
+        ValueError: for arguments that do not fit, and models that would not be served as they
+            are: of a fixed batch size, with a state between calls, or whose exported program
+            answers otherwise than the model. Nothing is written.
         RuntimeError: on the PyTorch backend, where Keras cannot export what runs at any batch
             size.
         ImportError: where TensorFlow is missing.
@@ -109,7 +118,7 @@ def export(
     1
     """
     loss = check_loss(model, loss, labels=True)
-    named = check_model(model, loss)
+    check_model(model, loss)
     target, labels = loss.surrogate.target_priors, loss.surrogate.num_labels
     if target_priors is not None:
         target = loss.surrogate.check_target(target_priors)
@@ -136,27 +145,61 @@ def export(
         "threshold": threshold,
         "loss": keras.saving.serialize_keras_object(loss),
     }
-    path = pathlib.Path(path)
+    tf = _tensorflow()
+    remote = "://" in str(path)
+    local = pathlib.Path(path).expanduser()
     try:
-        parents = (path.absolute(), *path.absolute().parents)
-        base = next(parent for parent in parents if parent.exists())
+        if remote:
+            tf.io.gfile.exists(path)  # Raises for a file system that is not there.
+        base = None if remote else _base(local)
         scratch = tempfile.TemporaryDirectory(prefix=".export-", dir=base)
-    except OSError as error:
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
             "`path` must be a directory that can be written. "
             f"Received: path={str(path)!r} ({error})"
         ) from error
     with scratch:
         saved = pathlib.Path(scratch.name, "model")
-        tf = _tensorflow()
         # Without gradients, which serving has no use for and JAX none of a loop.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        _archive(tf, model, named, loss, classes).write_out(saved, options, verbose=False)
+        archive, served = _archive(tf, model, loss, classes)
+        _check_served(tf, model, loss, served)
+        archive.write_out(saved, options, verbose=False)
         extra = saved / "assets.extra"
         extra.mkdir()
         (extra / "classes.json").write_text(json.dumps(classes, indent=2) + "\n")
-        path.mkdir(parents=True, exist_ok=True)
-        return _rename_to_next_version(saved, path)
+        if remote:
+            return _copy_to_next_version(tf.io.gfile, saved, str(path))
+        local.mkdir(parents=True, exist_ok=True)
+        return _rename_to_next_version(saved, local)
+
+
+def _base(path):
+    """Returns the nearest directory above a path that is there."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def _check_inputs(model):
+    """Returns the names of a model's inputs in the signatures: `inputs` of a single one."""
+    for layer in backends.layers_within(model):
+        if getattr(layer, "stateful", False) is True:
+            raise ValueError(
+                "`model` must keep no state between calls, which its clients would share. "
+                f"Received: the layer {layer.name!r} with `stateful=True`"
+            )
+    if not isinstance(backends.input_structure(model), dict) and len(model.inputs) == 1:
+        return ["inputs"]
+    names = [x.name for x in model.inputs]
+    good = all(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) for name in names)
+    different = len({name.lower() for name in names}) == len(names)
+    unnamed = any(name.startswith("keras_tensor") for name in names)
+    if not good or not different or unnamed or "target_priors" in names:
+        raise ValueError(
+            "Name each of several inputs, as in `keras.Input(shape, name=...)`: by letters, digits "
+            "and `_`, different also in lower case, and none `target_priors`. Received: inputs "
+            f"named {names}"
+        )
+    return names
 
 
 def _check_threshold(threshold, shape):
@@ -186,18 +229,16 @@ def _tensorflow():
     return tensorflow
 
 
-def _archive(tf, model, named, loss, classes):
-    """Returns the `keras.export.ExportArchive` with the three signatures."""
+def _archive(tf, model, loss, classes):
+    """Returns the `keras.export.ExportArchive` with the signatures, and the function of `raw`."""
+    input_names = _check_inputs(model)
     specs = {
-        x.name if named else "inputs": tf.TensorSpec(
-            (None, *x.shape[1:]), x.dtype, x.name if named else "inputs"
-        )
-        for x in model.inputs
+        name: tf.TensorSpec((None, *x.shape[1:]), x.dtype, name)
+        for name, x in zip(input_names, model.inputs, strict=True)
     }
 
     def raw(inputs):
-        y_pred = model(inputs if named else inputs["inputs"], training=False)
-        return {"logits": loss.logits(y_pred)}
+        return {"logits": _logits(model, loss, [inputs[name] for name in input_names])}
 
     labels, threshold = loss.surrogate.num_labels, classes["threshold"]
     archive = keras.export.ExportArchive()
@@ -253,7 +294,8 @@ def _archive(tf, model, named, loss, classes):
     @tf.function(input_signature=[{**specs, "target_priors": mix}], autograph=False)
     def with_priors(inputs):
         inputs = dict(inputs)
-        target_priors = inputs.pop("target_priors")
+        # A loaded signature does not look at shapes.
+        target_priors = tf.ensure_shape(inputs.pop("target_priors"), mix.shape)
         if labels:
             target_priors = tf.stack([1.0 - target_priors, target_priors], axis=-1)
         valid = tf.reduce_all(tf.math.is_finite(target_priors) & (target_priors >= 0))
@@ -273,7 +315,79 @@ def _archive(tf, model, named, loss, classes):
     for function in (serving_default, with_priors):
         function.get_concrete_function()
         archive.add_endpoint(function.__name__, function)
-    return archive
+
+    def served(inputs):
+        return logits_of(dict(zip(input_names, inputs, strict=True)))["logits"]
+
+    return archive, served
+
+
+def _logits(model, loss, inputs):
+    """Returns the logits for inputs in the order of `model.inputs`, in the form the model takes."""
+    inputs = keras.tree.pack_sequence_as(backends.input_structure(model), inputs)
+    return loss.logits(only(model(inputs, training=False)))
+
+
+def _check_served(tf, model, loss, served):
+    """Raises unless the exported program answers what the model does, with logits."""
+    rng = np.random.default_rng(0)
+    free = any(None in x.shape[1:] for x in model.inputs)
+    fixed = [x for x in model.inputs if x.shape[0] is not None]
+    batch_size = fixed[0].shape[0] if fixed else 3
+    for size in (32, 64, 256) if free else (0,):
+        inputs = [_random(rng, x, batch_size, size) for x in model.inputs]
+        try:
+            expected = _logits(model, loss, [backends.own_tensor(x) for x in inputs])
+            break
+        except Exception:  # An axis that is free may have a least size.
+            continue
+    else:
+        return
+    expected = ops.convert_to_numpy(expected)
+    _refuse_probabilities(expected, loss)
+    half = any("16" in layer.compute_dtype for layer in backends.layers_within(model))
+    tolerance = (1e-1 if half else 1e-3) * max(1.0, float(np.abs(expected).max(initial=0.0)))
+    for rows in (slice(None), slice(0, 1)):
+        try:
+            answer = served([tf.constant(x[rows]) for x in inputs]).numpy()
+        except tf.errors.OpError as error:
+            answer = np.empty(0)
+            found = f"fails: {error.message}"
+        else:
+            found = f"answers {answer.shape} numbers"
+        same = answer.shape == expected[rows].shape
+        if not same or not np.allclose(answer, expected[rows], atol=tolerance, equal_nan=True):
+            cure = (
+                f"its input {fixed[0].name!r} has a fixed batch size: build it from "
+                "`keras.Input(shape)`"
+                if fixed
+                else "layers that look at sizes, such as `TimeDistributed` over an axis of unknown "
+                "size, need that size"
+            )
+            raise ValueError(
+                "`model` must be exported as it is. Received: a model that answers "
+                f"{expected[rows].shape} numbers where its exported program {found}"
+                f"{', others' if same else ''}; {cure}"
+            )
+
+
+def _refuse_probabilities(logits, loss):
+    sums = logits.sum(axis=-1)
+    is_mix = loss.from_logits and not loss.surrogate.binary and logits.min(initial=0.0) >= 0
+    if is_mix and logits.size and np.allclose(sums, 1.0, atol=1e-3):
+        raise ValueError(
+            "`model` must give logits, since its loss has `from_logits=True`. Received: outputs "
+            "that are not negative and sum to 1 for every example, as a softmax gives them"
+        )
+
+
+def _random(rng, x, batch_size, free):
+    """Returns random values for an input: 0 and 1 where they are ids, text where it is text."""
+    shape = (batch_size, *(free if size is None else size for size in x.shape[1:]))
+    if x.dtype == "string":
+        return rng.choice(["", "a"], shape).astype(object)
+    values = rng.standard_normal(shape) if keras.backend.is_float_dtype(x.dtype) else None
+    return (rng.integers(0, 2, shape) if values is None else values).astype(x.dtype)
 
 
 def _rename_to_next_version(saved, path):
@@ -289,3 +403,18 @@ def _rename_to_next_version(saved, path):
             if not (path / str(version)).exists():
                 raise
             version += 1
+
+
+def _copy_to_next_version(gfile, saved, path):
+    """Copies a whole SavedModel to the next free version in a remote directory."""
+    gfile.makedirs(path)
+    names = [name.rstrip("/") for name in gfile.listdir(path)]
+    version = 1 + max((int(name) for name in names if name.isdigit()), default=0)
+    target = f"{path.rstrip('/')}/{version}"
+    files = [file for file in saved.rglob("*") if file.is_file()]
+    # Last what makes a directory a model.
+    for file in sorted(files, key=lambda file: file.name == "saved_model.pb"):
+        there = f"{target}/{file.relative_to(saved).as_posix()}"
+        gfile.makedirs(there.rpartition("/")[0])
+        gfile.copy(str(file), there)
+    return target

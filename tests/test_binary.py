@@ -767,3 +767,50 @@ def test_the_posterior_ends_a_model(loss, rng, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (answer,) = session.run(None, {session.get_inputs()[0].name: x})
     np.testing.assert_allclose(answer, expected, rtol=1e-4)
+
+
+@exports
+def test_a_temperature_in_python_is_that_of_the_export(rng, tmp_path):
+    z = (3 * rng.standard_normal((50, 3))).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Identity()])
+    loss = GCALoss([80, 15, 5])
+    mix = [6, 3, 1]
+    version = serving.export(model, tmp_path, loss, target_priors=mix, temperature=2.5)
+    expected = loss.posterior(z, target_priors=mix, temperature=2.5)
+    np.testing.assert_allclose(served(version, z)["probabilities"], expected, atol=1e-5)
+    plain = loss.posterior(z, temperature=2.5)
+    powers = loss.posterior(z) ** (1 / 2.5)
+    np.testing.assert_allclose(plain, powers / powers.sum(-1, keepdims=True), atol=1e-5)
+    inputs = keras.Input((3,))
+    ended = keras.Model(inputs, loss.posterior(inputs, mix, 2.5))
+    np.testing.assert_allclose(ended.predict(z, verbose=0), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="`temperature` must be in"):
+        loss.posterior(z, temperature=0.0)
+
+
+@exports
+def test_a_mix_of_another_size_is_refused_by_the_served_model(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    version = serving.export(model, tmp_path, BinaryGLALoss(0.1))
+    x = np.zeros((2, 4), "float32")
+    assert served(version, x, "with_priors", target_priors=tf.constant([[0.9, 0.1]]))
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="shape"):
+        served(version, x, "with_priors", target_priors=tf.constant([[0.1]]))
+
+
+def test_thresholds_of_each_label(rng):
+    y, z = rng.integers(0, 2, (90, 3)), rng.standard_normal((90, 3)).astype("float32")
+    cuts = [-0.5, 0.0, 0.8]
+    metric = BinaryBalancedAccuracy(cuts, num_labels=3)
+    metric.update_state(y, z)
+    expected = [balanced_accuracy_score(y[:, i], z[:, i] > cuts[i]) for i in range(3)]
+    assert float(metric.result()) == pytest.approx(np.mean(expected), abs=1e-6)
+    assert BinaryBalancedAccuracy.from_config(metric.get_config()).threshold == cuts
+    with pytest.raises(ValueError, match="one for each of the 3 labels"):
+        BinaryBalancedAccuracy([0.1, 0.2], num_labels=3)
+
+
+def test_two_labels_are_not_two_classes():
+    with pytest.raises(ValueError, match="of labels pass one column"):
+        serving.find_threshold(np.array([[0.9, 0.8], [0.1, 0.2]]), max_alert_rate=0.5)

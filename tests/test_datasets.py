@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import sys
 
+import keras
 import numpy as np
 import pytest
 from processes import finish, start
@@ -134,3 +136,72 @@ def test_bad_labels_of_long_tail():
         datasets.long_tail(np.zeros(14), np.repeat([0, 1], [10, 4]), 2, max_count=10)
     with pytest.raises(ValueError, match=r"`fraction` must be in \(0, 1\). Received: fraction=0"):
         datasets.stratified_split([0, 1], 0)
+
+
+def test_cifar_without_tensorflow_comes_through_keras(monkeypatch, rng):
+    # The rest of the file runs where it is installed.
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    x = rng.integers(0, 256, (60, 32, 32, 3)).astype("uint8")
+    y = np.repeat(np.arange(10), 6)[:, None].astype("uint8")
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: ((x, y), (x[:20], y[:20])))
+    monkeypatch.setitem(datasets._CIFAR_MAX_COUNT, "cifar10", 6)
+    (x_train, y_train), (x_test, y_test) = datasets.load("cifar10", imbalance_ratio=3)
+    assert np.bincount(y_train).tolist() == datasets.long_tail_counts(10, 6, 3).tolist()
+    assert all((image == x).all(axis=(1, 2, 3)).any() for image in x_train)
+    assert (y_train.dtype, y_test.shape, x_test.dtype) == ("int64", (20,), "uint8")
+
+
+def test_cifar_that_keras_cannot_have_says_so(monkeypatch):
+    def offline():
+        raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    monkeypatch.setattr(keras.datasets.cifar100, "load_data", offline)
+    with pytest.raises(RuntimeError, match="could not be downloaded by Keras"):
+        datasets.load("cifar100")
+
+
+def tail_of(elements):
+    """A dataset of 6, 4 and 2 examples of three classes, and what is to be done with it."""
+    tf = pytest.importorskip("tensorflow")
+    y = np.repeat([0, 1, 2], 8)
+    return elements(tf, tf.data.Dataset.from_tensor_slices((np.arange(24.0)[:, None], y)))
+
+
+FORMS = {
+    "plain": lambda tf, d: d,
+    "shuffled once": lambda tf, d: d.shuffle(24, seed=1, reshuffle_each_iteration=False),
+    "one-hot": lambda tf, d: d.map(lambda x, y: (x, tf.one_hot(y, 3))),
+    "weighted": lambda tf, d: d.map(lambda x, y: (x, y, 2.0)),
+    "unbatched": lambda tf, d: d.batch(5).unbatch(),
+    "repeated twice": lambda tf, d: d.repeat(2),
+    "dict of inputs": lambda tf, d: d.map(lambda x, y: ({"x": x}, y)),
+}
+BAD_FORMS = {
+    "shuffled": (lambda tf, d: d.shuffle(24), "shuffled anew"),
+    "endless": (lambda tf, d: d.repeat(), "one without end"),
+    "endless batches": (lambda tf, d: d.batch(3).repeat(), "one without end"),
+    "batched": (lambda tf, d: d.batch(3), "take batches apart"),
+    "whole batches": (lambda tf, d: d.batch(3, drop_remainder=True), "must be class ids"),
+    "dict": (lambda tf, d: d.map(lambda x, y: {"image": x, "label": y}), "a dict of"),
+    "alone": (lambda tf, d: d.map(lambda x, y: y), "single examples"),
+    "several labels": (lambda tf, d: d.map(lambda x, y: (x, {"a": y})), "labels of one output"),
+    "ids from 1": (lambda tf, d: d.map(lambda x, y: (x, y + 1)), "do your ids start at 1"),
+    "text": (lambda tf, d: d.map(lambda x, y: (x, tf.as_string(y))), "LabelEncoder"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_long_tail_of_tf_data(name):
+    tail = datasets.long_tail(tail_of(FORMS[name]), imbalance_ratio=4)
+    labels = [np.argmax(e[1]) if name == "one-hot" else e[1] for e in tail.as_numpy_iterator()]
+    expected = datasets.long_tail_counts(3, 16 if name == "repeated twice" else 8, 4)
+    assert np.bincount(labels).tolist() == expected.tolist()
+    assert int(tail.cardinality()) == expected.sum()
+
+
+@pytest.mark.parametrize("name", BAD_FORMS)
+def test_long_tail_refuses(name):
+    make, message = BAD_FORMS[name]
+    with pytest.raises(ValueError, match=message):
+        datasets.long_tail(tail_of(make), imbalance_ratio=4)

@@ -588,7 +588,7 @@ def test_no_held_out_data():
         with pytest.raises(ValueError, match=r"`validation_data` must have .*examples"):
             serving.calibrate(bayes_model(), GLALoss([1, 1, 1]), data)
     with pytest.raises(ValueError, match="`validation_data` must have labels"):
-        serving.calibrate(bayes_model(), GLALoss([1, 1, 1]), [np.zeros((2, 2), "float32")])
+        serving.calibrate(bayes_model(), GLALoss([1, 1, 1]), [(np.zeros((2, 2), "float32"),)])
 
 
 def test_mix_is_that_of_the_greatest_likelihood(rng):
