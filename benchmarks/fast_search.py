@@ -3,9 +3,9 @@
     python benchmarks/fast_search.py --output benchmarks/results/fast_search.jsonl
 
 On long-tailed digits, for each imbalance ratio and seed: trains a small network with every loss of
-the grid, runs `tuning.fast_search` on the one trained with `GLALoss(prior)`, and compares. Every
-training is written as a line of JSON as it ends, and a rerun goes on from there. Prints a Markdown
-table of means over the seeds.
+the grid, runs `tuning.search_last_layer` on the one trained with `GLALoss(prior)`, and compares.
+Every training is written as a line of JSON as it ends, and a rerun goes on from there. Prints a
+Markdown table of means over the seeds.
 """
 
 import argparse
@@ -84,7 +84,9 @@ def runs(ratio, seed, epochs, done):
     if missing("fast", BASE):
         model, _ = train(x, y, grid[BASE], seed, epochs)
         start = time.perf_counter()
-        found = tuning.fast_search(model, (x, y), (x_val, y_val), prior, seed=seed, refit=True)
+        found = tuning.search_last_layer(
+            model, (x, y), (x_val, y_val), prior, seed=seed, refit=True
+        )
         seconds = time.perf_counter() - start
         test = score(found.model, x_test, y_test)
         yield record("fast", BASE, test=test, seconds=seconds, table=found.table)

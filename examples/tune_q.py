@@ -54,7 +54,9 @@ def fast(build, args, prior, train, validation):
         model = build()
         model.compile("adam", loss=GLALoss(prior), metrics=[BalancedAccuracy(prior.num_classes)])
         model.fit(*train, epochs=args.epochs, batch_size=args.batch_size, verbose=2)
-        found = tuning.fast_search(model, train, validation, prior, refit=True, seed=args.seed)
+        found = tuning.search_last_layer(
+            model, train, validation, prior, refit=True, seed=args.seed
+        )
         found.model.save(model_path)
         table_path.write_text(json.dumps(found.table))
     return json.loads(table_path.read_text()), keras.saving.load_model(model_path)

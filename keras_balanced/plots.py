@@ -249,7 +249,7 @@ def accuracy_against_q(table: Sequence[Mapping[str, Any]], ax: Axes | None = Non
 
     Args:
         table: Dicts of `loss`, `q`, `tau`, `margins` and `balanced_accuracy`, in `[0, 1]`, and
-            optionally `standard_error`, as in the table of `tuning.fast_search`.
+            optionally `standard_error`, as in the table of `tuning.search_last_layer`.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
     Returns:

@@ -214,8 +214,8 @@ def test_bad_arguments(name, arguments, message, capsys):
 
 def test_tune_q(tmp_path, capsys, monkeypatch):
     tune_q = importlib.import_module("tune_q")
-    few_steps = functools.partial(tune_q.tuning.fast_search, steps=20)
-    monkeypatch.setattr(tune_q.tuning, "fast_search", few_steps)
+    few_steps = functools.partial(tune_q.tuning.search_last_layer, steps=20)
+    monkeypatch.setattr(tune_q.tuning, "search_last_layer", few_steps)
     arguments = ["--epochs", "1", "--batch-size", "64", "--best", "1", "--folds", "2"]
     arguments += ["--output", str(tmp_path)]
     tune_q.main(arguments)

@@ -40,7 +40,7 @@ def test_fast_search_refits_the_head_of_the_best_loss():
     x, y = examples(300)
     model = trained(x, y)
     before = model.get_weights()
-    found = tuning.fast_search(
+    found = tuning.search_last_layer(
         model, (x[:200], y[:200]), (x[200:], y[200:]), PRIORS, q=[0.0, 0.1], refit=True, steps=200
     )
     assert len(found.table) == 3 + 4
@@ -64,7 +64,7 @@ def test_fast_search_takes_batches_and_nested_models():
     inner = trained(x, y)
     nested = keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(1.0), inner])
     arguments = {"priors": PRIORS, "losses": ["gla"], "q": [0.0], "tau": [None], "steps": 20}
-    of_arrays = tuning.fast_search(inner, (x, y), (x[::2], y[::2]), refit=True, **arguments)
+    of_arrays = tuning.search_last_layer(inner, (x, y), (x[::2], y[::2]), refit=True, **arguments)
 
     class Batches(keras.utils.PyDataset):
         def __len__(self):
@@ -73,7 +73,7 @@ def test_fast_search_takes_batches_and_nested_models():
         def __getitem__(self, i):
             return x[i::9], np.eye(3)[y[i::9]]
 
-    of_batches = tuning.fast_search(
+    of_batches = tuning.search_last_layer(
         nested, Batches(), (x[::2], y[::2]), refit=True, **{**arguments, "batch_size": 200}
     )
     np.testing.assert_allclose(
@@ -91,13 +91,13 @@ def test_no_score_is_on_what_the_head_has_seen():
     model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(2)])
     seen, held_out = (x[:200], y[:200]), (x[200:], y[200:])
     grid = {"priors": [1, 1], "losses": ["gla"], "q": [0.0, 0.3], "tau": [None]}
-    found = tuning.fast_search(model, seen, held_out, **grid, steps=100, batch_size=100)
+    found = tuning.search_last_layer(model, seen, held_out, **grid, steps=100, batch_size=100)
     for row in found.table:
         assert 0.35 < row["balanced_accuracy"] < 0.65
         # That of the mean of two recalls of about 1/2, each over 100 examples.
         assert row["standard_error"] == pytest.approx(0.5 / 200**0.5, rel=0.1)
     # With the same examples in both parts each head has seen a copy of those that it is scored on.
-    twice = tuning.fast_search(model, held_out, held_out, **grid, steps=300, batch_size=100)
+    twice = tuning.search_last_layer(model, held_out, held_out, **grid, steps=300, batch_size=100)
     assert min(row["balanced_accuracy"] for row in twice.table) > 0.7
 
 
@@ -114,30 +114,30 @@ def test_bad_input_of_fast_search():
         (([data[0], (x, y[1:]), PRIORS]), "`validation` must give features"),
     ]:
         with pytest.raises(ValueError, match=message):
-            tuning.fast_search(model, *arguments)
+            tuning.search_last_layer(model, *arguments)
     with pytest.raises(ValueError, match="`folds` must be an integer of at least 2"):
-        tuning.fast_search(model, *data, PRIORS, folds=1)
+        tuning.search_last_layer(model, *data, PRIORS, folds=1)
     softmax = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
     with pytest.raises(ValueError, match="ends in logits"):
-        tuning.fast_search(softmax, *data, PRIORS)
+        tuning.search_last_layer(softmax, *data, PRIORS)
     odd = keras.Sequential([model, keras.layers.LayerNormalization()])
     with pytest.raises(ValueError, match="end in a `Dense` layer"):
-        tuning.fast_search(odd, *data, PRIORS)
+        tuning.search_last_layer(odd, *data, PRIORS)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
     with pytest.raises(ValueError, match="needs a last layer with a bias"):
-        tuning.fast_search(plain, *data, PRIORS, refit=True)
+        tuning.search_last_layer(plain, *data, PRIORS, refit=True)
 
 
 def test_weights_are_refused():
     x, y = examples(30)
     with pytest.raises(ValueError, match=r"`train` must be \(x, y\), without weights"):
-        tuning.fast_search(trained(x, y), (x, y, np.ones(30)), (x, y), PRIORS, steps=1)
+        tuning.search_last_layer(trained(x, y), (x, y, np.ones(30)), (x, y), PRIORS, steps=1)
 
 
 def test_a_class_that_never_occurs():
     x, y = examples(30)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
-    found = tuning.fast_search(
+    found = tuning.search_last_layer(
         model,
         (x, y + 1),
         (x, y + 1),
@@ -158,7 +158,7 @@ def test_labels_without_meaning_score_as_chance():
     x = 10 * np.eye(count, dtype="float32")
     model = keras.Sequential([keras.Input((count,)), keras.layers.Dense(2)])
     unrelated = np.zeros((2, count), "float32")
-    found = tuning.fast_search(
+    found = tuning.search_last_layer(
         model, (unrelated, [0, 1]), (x, y), [1, 1], losses=["gla"], q=[0.0], tau=[None],
         steps=60, batch_size=16, learning_rate=0.1,
     )  # fmt: skip

@@ -19,7 +19,7 @@ FLOORS = [
     {"surrogates", "targets", "batches"},
     {"formula"},
     {"functional", "losses"},
-    {"layers", "metrics", "datasets", "models", "plots"},
+    {"layers", "metrics", "datasets", "models", "plots", "tuning.fingerprint"},
     {"callbacks", "calibration", "tuning.grid", "tuning.oracle"},
     {"serving", "tuning.heads", "tuning.hypermodel"},
     {"tuning.folds"},
@@ -52,7 +52,7 @@ ON_DEMAND = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (callbacks, datasets, metrics, models, plots, serving, tuning)
     for name in module.__all__
-    if callable(getattr(module, name)) and name != "FastSearch"
+    if callable(getattr(module, name)) and name not in ("FastSearch", "fast_search")
 }
 
 

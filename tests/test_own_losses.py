@@ -64,10 +64,10 @@ def test_bad_losses_of_ones_own_are_refused():
 def test_heads_take_a_surrogate_and_refuse_what_they_cannot_stack(rng):
     x, y = examples(rng)
     model = build()
-    found = tuning.fast_search(model, (x, y), (x, y), PRIORS, losses=[weighted()], steps=3)
+    found = tuning.search_last_layer(model, (x, y), (x, y), PRIORS, losses=[weighted()], steps=3)
     assert [(row["loss"], row["q"]) for row in found.table] == [("weighted", 0.2)]
     with pytest.raises(ValueError, match="Received: Doubled, which overrides `logits` or `call`"):
-        tuning.fast_search(model, (x, y), (x, y), PRIORS, losses=[Doubled()], steps=3)
+        tuning.search_last_layer(model, (x, y), (x, y), PRIORS, losses=[Doubled()], steps=3)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not export there")

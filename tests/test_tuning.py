@@ -111,7 +111,7 @@ def test_values_reach_the_loss():
     assert losses["gla", 0.4, "1"][1].tau == 1.0
     assert losses["gla", 0.4, "1/(1-q)"][1].tau is None
     assert losses["gca", 0.1, "cube_root"][1].margins == "cube_root"
-    assert losses["gca", 0.4, "margins[1]"][1].margins == [1.0, 2.0, 2.0]
+    assert losses["gca", 0.4, "[1, 2, 2]"][1].margins == [1.0, 2.0, 2.0]
     assert all(q == point[1] for point, (q, _) in losses.items())
 
 

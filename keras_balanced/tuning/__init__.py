@@ -1,9 +1,10 @@
-"""Searches for the loss, its q, tau and margins: with KerasTuner, or on one trained model."""
+"""Searches for the loss, its q, tau and margins: with KerasTuner, Optuna, or one trained model."""
 
 import importlib
 from typing import TYPE_CHECKING
 
-from keras_balanced.tuning.heads import FastSearch, fast_search
+from keras_balanced.tuning.grid import suggest_loss
+from keras_balanced.tuning.heads import FastSearch, fast_search, search_last_layer
 
 if TYPE_CHECKING:
     from keras_balanced.tuning.folds import CrossValidation
@@ -18,6 +19,8 @@ __all__ = [
     "GridSearchOracle",
     "fast_search",
     "save_atomically",
+    "search_last_layer",
+    "suggest_loss",
 ]
 
 # Where the names are that need KerasTuner.

@@ -14,8 +14,9 @@ import keras_tuner
 import numpy as np
 
 from keras_balanced import batches, targets
+from keras_balanced.tuning.fingerprint import content
 from keras_balanced.tuning.heads import assign_folds
-from keras_balanced.tuning.hypermodel import check_objective
+from keras_balanced.tuning.hypermodel import check_measured, check_objective
 from keras_balanced.tuning.oracle import Tuner, resumable
 from keras_balanced.validation import check_integer
 
@@ -85,6 +86,17 @@ class CrossValidation(Tuner):
                 "The objective must be a metric on held-out data, `val_...`. "
                 f"Received: {oracle.objective.name!r}"
             )
+        if kwargs.get("executions_per_trial", 1) != 1:
+            raise ValueError(
+                "`executions_per_trial` must be left out: the folds are what repeats a trial; "
+                f"raise `folds`. Received: {kwargs['executions_per_trial']}"
+            )
+        for name in ("optimizer", "loss", "metrics"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"`{name}` must be left to the hypermodel, in its `build` or `compile_kwargs`. "
+                    f"Received: {name}={kwargs[name]!r}"
+                )
         self.folds = check_integer("folds", folds, low=2)
         self.seed = check_integer("seed", seed)
         self._examples: _Arrays | _Dataset | None = None
@@ -135,6 +147,10 @@ class CrossValidation(Tuner):
         self._fold_of = assign_folds(examples.labels, self.folds, self.seed)
         super().search(x, y, **fit_kwargs)
 
+    def _settings(self):
+        labels = content(self._examples.labels)
+        return {"folds": self.folds, "seed of folds": self.seed, "labels": labels}
+
     def run_trial(self, trial, *args, **kwargs):
         results = [self._run_fold(trial, fold) for fold in range(self.folds)]
         metrics = {}
@@ -152,13 +168,14 @@ class CrossValidation(Tuner):
                 raise RuntimeError("To refit a model call `search` with the data first.")
             results = [self._run_fold(trial, fold) for fold in range(self.folds)]
             model, _ = self._fit(
-                trial.hyperparameters,
+                trial,
+                "refitted",
                 np.ones(len(self._fold_of), bool),
                 epochs=round(np.mean([result["epochs"] for result in results])),
                 callbacks=[
                     callback
                     for callback in self._fit_kwargs.get("callbacks") or []
-                    if not getattr(callback, "monitor", "").startswith("val_")
+                    if not str(getattr(callback, "monitor", None)).startswith("val_")
                 ],
             )
             part = path.with_name("part.keras")
@@ -181,7 +198,8 @@ class CrossValidation(Tuner):
                 return done
         held_out = self._examples.of(self._fold_of == fold)
         model, epochs = self._fit(
-            trial.hyperparameters,
+            trial,
+            f"fold_{fold}",
             self._fold_of != fold,
             validation_data=held_out["x"] if len(held_out) == 1 else tuple(held_out.values()),
         )
@@ -196,18 +214,31 @@ class CrossValidation(Tuner):
         os.replace(part, path)
         return result
 
-    def _fit(self, hp, chosen, **overrides):
+    def _fit(self, trial, part, chosen, **overrides):
         """Returns a model trained on the chosen examples, and how many epochs made it."""
-        keras.utils.clear_session()
-        model = self.hypermodel.build(hp)
+        hp = trial.hyperparameters
+        model = self.build(hp)
+        check_measured(self.oracle.objective, model)
         fit_kwargs = {**self._fit_kwargs, **overrides}
         callbacks = copy.deepcopy(fit_kwargs.pop("callbacks", None) or [])
+        for callback in callbacks:
+            if getattr(callback, "log_dir", None):  # As KerasTuner does for its executions.
+                callback.log_dir = os.path.join(callback.log_dir, trial.trial_id, part)
         fit_kwargs = {**fit_kwargs, **self._examples.of(chosen, shuffle=True)}
         self.hypermodel.fit(hp, model, **fit_kwargs, callbacks=callbacks)
+        history = model.history
         for callback in callbacks:
-            if getattr(callback, "restore_best_weights", False):
+            monitor = getattr(callback, "monitor", None)
+            stops = isinstance(callback, keras.callbacks.EarlyStopping)
+            if stops and history.epoch and monitor not in history.history:
+                raise keras_tuner.errors.FatalValueError(
+                    "`EarlyStopping` must monitor what `fit` reports. Received: "
+                    f"monitor={monitor!r}, and reports of {sorted(history.history)}"
+                )
+            # It may have begun after the last epoch, and restored nothing.
+            if stops and callback.restore_best_weights and callback.best is not None:
                 return model, callback.best_epoch + 1
-        return model, len(model.history.epoch)
+        return model, len(history.epoch)
 
 
 class _Arrays:

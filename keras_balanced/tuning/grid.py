@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from keras_balanced.validation import ClassMix
 
-__all__ = ["OPTION", "Q", "check_model", "loss_grid"]
+__all__ = ["OPTION", "Q", "check_model", "loss_grid", "suggest", "suggest_loss"]
 
 _LOSSES = {"gla": GLALoss, "gca": GCALoss}
 # What each loss has to choose beside q.
@@ -49,7 +50,7 @@ def loss_grid(
         )
     options: dict[str, dict[str, dict]] = {
         "gla": {_tau_label(value): {"tau": value} for value in tau},
-        "gca": {_margins_label(i, value): {"margins": value} for i, value in enumerate(margins)},
+        "gca": {_margins_label(value): {"margins": value} for value in margins},
     }
     q = sorted({check_number("q", value, low=0.0, high=1.0) for value in q})
     grid: dict[tuple[str, float, str], BalancedLoss] = {}
@@ -83,6 +84,91 @@ def loss_grid(
     return grid
 
 
+def suggest(
+    grid: dict[tuple[str, float, str], BalancedLoss], choose: Callable[..., Any]
+) -> BalancedLoss:
+    """Returns the loss of a grid that a search chooses, one hyperparameter after the other.
+
+    `choose(name, values, conditions)` returns one of `values`, or `None` where the conditions, of
+    `(name, values)` of hyperparameters before, do not hold.
+    """
+    options: dict[str, dict[float, list[str]]] = {}
+    for name, q, option in grid:
+        options.setdefault(name, {}).setdefault(q, []).append(option)
+    q_is_shared = len({tuple(of_q) for of_q in options.values()}) == 1
+    chosen = choose("loss", list(options), [])
+    for name, of_q in options.items():
+        under_loss = [("loss", [name])] if len(options) > 1 else []
+        q_name = "q" if q_is_shared else f"{name}_q"
+        q = choose(q_name, list(of_q), [] if q_is_shared else under_loss)
+        # One hyperparameter for all q that have the same options.
+        qs_of: dict[tuple, list] = {}
+        for value, offered in of_q.items():
+            qs_of.setdefault(tuple(offered), []).append(value)
+        label = OPTION.get(name, name)
+        for shared, qs in sorted(qs_of.items(), key=lambda group: -len(group[0])):
+            under_q = [(q_name, qs)] if len(qs) < len(of_q) else []
+            option = choose(label, list(shared), under_loss + under_q)
+            label += "_"  # KerasTuner's grid search wants one name for each list of values.
+            if name == chosen and q in qs:
+                point = (name, q, option)
+    return grid[point]
+
+
+def suggest_loss(
+    trial: Any,
+    priors: ClassMix,
+    losses: Sequence[Literal["gla", "gca"] | BalancedLoss] = ("gla", "gca"),
+    q: Sequence[float] = Q,
+    tau: Sequence[float | None] = (None, 1.0),
+    margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
+    target_priors: ClassMix | None = None,
+) -> BalancedLoss:
+    """Suggests a loss to an Optuna trial: each distinct one of a grid is one set of parameters.
+
+    The parameters are those of `BalancedHyperModel`: `loss`, `q`, `tau` and `margins`, each only
+    where it has a choice. Any sampler of Optuna works; `BruteForceSampler` takes the whole grid.
+
+    Args:
+        trial: `optuna.Trial` of a study that maximises the balanced accuracy on held-out data.
+        priors: As in `BalancedHyperModel`, like all that follow.
+        losses: The losses to search.
+        q: The values of `q`.
+        tau: The values of `tau` under GLA.
+        margins: The values of `margins` under GCA.
+        target_priors: Class mix to be good at. `None` is uniform.
+
+    Returns:
+        The loss to train with.
+
+    Raises:
+        ValueError: for an empty grid and values out of their range.
+
+    Example:
+
+    >>> class Trial:  # In its place: that of `study.optimize`.
+    ...     def suggest_categorical(self, name, choices):
+    ...         print(name, choices)
+    ...         return choices[-1]
+    >>> loss = suggest_loss(Trial(), [90, 10], q=[0.0, 0.2], tau=[None], margins=[None])
+    loss ['gla', 'gca']
+    q [0.0, 0.2]
+    >>> print(loss.name, loss.q)
+    gca_loss 0.2
+    """
+    chosen: dict[str, Any] = {}
+
+    def choose(name, values, conditions):
+        if any(chosen.get(parent) not in allowed for parent, allowed in conditions):
+            return None
+        if name not in chosen:
+            is_choice = len(values) > 1
+            chosen[name] = trial.suggest_categorical(name, values) if is_choice else values[0]
+        return chosen[name]
+
+    return suggest(loss_grid(priors, losses, q, tau, margins, target_priors), choose)
+
+
 def check_model(model: keras.Model, num_classes: int) -> None:
     """Raises `ValueError` for a model that does not give the logits of the classes."""
     if not isinstance(model, keras.Model):
@@ -105,10 +191,14 @@ def _tau_label(tau):
     return "1/(1-q)" if tau is None else f"{check_number('tau', tau):g}"
 
 
-def _margins_label(i, margins):
-    if margins is None:
-        return "equal"
-    return margins if isinstance(margins, str) else f"margins[{i}]"
+def _margins_label(margins):
+    """Returns a label of what the margins are, so that no others ever have it."""
+    if margins is None or isinstance(margins, str):
+        return margins or "equal"
+    values = np.asarray(margins, "float64").ravel()
+    if len(values) <= 5:
+        return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+    return f"[{values[0]:.6g}, ..., {values[-1]:.6g}] {zlib.crc32(values.tobytes()):08x}"
 
 
 def _identity(surrogate):

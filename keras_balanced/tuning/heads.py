@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 
     from keras_balanced.validation import ClassMix
 
-__all__ = ["FastSearch", "assign_folds", "fast_search"]
+__all__ = ["FastSearch", "assign_folds", "fast_search", "search_last_layer"]
 
 
 class FastSearch(NamedTuple):
-    """What `fast_search` found: the `table`, best first, the best `loss` and the `model`."""
+    """What `search_last_layer` found: the `table`, best first, the best `loss` and the `model`."""
 
     table: list[dict[str, Any]]
     loss: keras.losses.Loss
     model: keras.Model | None
 
 
-def fast_search(
+def search_last_layer(
     model: keras.Model,
     train: Any,
     validation: Any,
@@ -49,7 +50,7 @@ def fast_search(
     seed: int = 0,
     target_priors: ClassMix | None = None,
 ) -> FastSearch:
-    """Ranks losses by refitting only the last layer of one trained model, for all of them at once.
+    """Ranks losses by refitting the last layer, and nothing else, of one trained model.
 
     The features, which the model hands to its last layer, are computed once and frozen. Heads for
     every loss and fold train side by side in one program: on the training examples and all folds
@@ -95,7 +96,7 @@ def fast_search(
     >>> model = keras.Sequential(
     ...     [keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(2)]
     ... )
-    >>> found = fast_search(model, (x, y), (x[::2], y[::2]), [80, 20], q=[0.0, 0.5], steps=5)
+    >>> found = search_last_layer(model, (x, y), (x[::2], y[::2]), [80, 20], q=[0.0, 0.5], steps=5)
     >>> print(len(found.table), sorted(found.table[0]))
     7 ['balanced_accuracy', 'loss', 'margins', 'q', 'standard_error', 'tau']
 
@@ -108,12 +109,12 @@ def fast_search(
     for loss in grid.values():
         if type(loss).logits is not BalancedLoss.logits or type(loss).call is not BalancedLoss.call:
             raise ValueError(
-                "`fast_search` needs losses that are a `Surrogate` alone. Received: "
+                "`search_last_layer` needs losses that are a `Surrogate` alone. Received: "
                 f"{type(loss).__name__}, which overrides `logits` or `call`"
             )
         if loss.surrogate.label_smoothing:
             raise ValueError(
-                "`fast_search` needs losses without label smoothing. Received: "
+                "`search_last_layer` needs losses without label smoothing. Received: "
                 f"label_smoothing={loss.surrogate.label_smoothing}"
             )
     num_classes = len(next(iter(grid.values())).surrogate.priors)
@@ -191,6 +192,16 @@ def fast_search(
         refitted.compile(loss=loss, metrics=[BalancedAccuracy(num_classes, loss=loss)])
         refitted.optimizer.build(refitted.trainable_variables)  # For saving it.
     return FastSearch(sorted(table, key=lambda row: -row["balanced_accuracy"]), loss, refitted)
+
+
+def fast_search(*args: Any, **kwargs: Any) -> FastSearch:
+    """Is the old name of `search_last_layer`, and warns of it."""
+    warnings.warn(
+        "`fast_search` is called `search_last_layer`, which is what it does",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return search_last_layer(*args, **kwargs)
 
 
 class _Heads(keras.layers.Layer):

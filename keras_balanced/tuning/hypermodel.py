@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,9 +11,10 @@ import keras
 import keras_tuner
 import numpy as np
 
+from keras_balanced.callbacks import PerClassReport
 from keras_balanced.losses import BalancedLoss
 from keras_balanced.metrics import BalancedAccuracy
-from keras_balanced.tuning.grid import OPTION, Q, check_model, loss_grid
+from keras_balanced.tuning.grid import Q, check_model, loss_grid, suggest
 from keras_balanced.tuning.oracle import choose
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from keras_balanced.losses import GCALoss, GLALoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["BalancedHyperModel", "check_objective"]
+__all__ = ["BalancedHyperModel", "check_measured", "check_objective"]
 
 
 class BalancedHyperModel(keras_tuner.HyperModel):
@@ -37,7 +39,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
     Args:
         build: Function `build(hp)` or `build()` that returns a `keras.Model` from inputs to
             logits `(B, K)`. It may use hyperparameters of its own, and compile the model to choose
-            the optimizer: loss and metrics are replaced.
+            the optimizer and metrics of its own: the loss is replaced.
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
             `ClassPrior`.
         losses: The losses to search: `"gla"`, `"gca"`, and any `BalancedLoss` as it is, under its
@@ -56,7 +58,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
     Raises:
         ValueError: for an empty grid and values out of their range; when it builds, for a model
             that ends in a softmax or does not fit `priors`; when it trains, for an objective on a
-            loss.
+            loss or that no metric measures, and a loss that the tuner was given.
 
     Example:
 
@@ -117,27 +119,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         Returns:
             A `GLALoss` or `GCALoss`.
         """
-        options: dict[str, dict[float, list[str]]] = {}
-        for name, q, option in self.grid:
-            options.setdefault(name, {}).setdefault(q, []).append(option)
-        q_is_shared = len({tuple(of_q) for of_q in options.values()}) == 1
-        chosen = choose(hp, "loss", list(options))
-        for name, of_q in options.items():
-            under_loss = [("loss", [name])] if len(options) > 1 else []
-            q_name = "q" if q_is_shared else f"{name}_q"
-            q = choose(hp, q_name, list(of_q), [] if q_is_shared else under_loss)
-            # One hyperparameter for all q that have the same options.
-            qs_of: dict[tuple, list] = {}
-            for value, offered in of_q.items():
-                qs_of.setdefault(tuple(offered), []).append(value)
-            label = OPTION.get(name, name)
-            for shared, qs in sorted(qs_of.items(), key=lambda group: -len(group[0])):
-                under_q = [(q_name, qs)] if len(qs) < len(of_q) else []
-                option = choose(hp, label, list(shared), under_loss + under_q)
-                label += "_"  # KerasTuner's grid search wants one name for each list of values.
-                if name == chosen and q in qs:
-                    point = (name, q, option)
-        return self.grid[point]
+        return suggest(self.grid, functools.partial(choose, hp))
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         if self.seed is not None:
@@ -154,6 +136,8 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             arguments.setdefault("optimizer", model.optimizer)
         metrics = arguments.pop("metrics", None) or []
         metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+        names = {_name(metric) for metric in metrics}
+        metrics += [_fresh(m, loss) for m in _compiled_metrics(model) if _name(m) not in names]
         if not any(isinstance(metric, BalancedAccuracy) for metric in metrics):
             metrics.append(BalancedAccuracy(self.num_classes, loss=loss))
         model.compile(**arguments, loss=loss, metrics=metrics)
@@ -162,21 +146,74 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         return model
 
     def fit(self, hp, model, *args, **kwargs):
-        for callback in kwargs.get("callbacks") or []:
+        if repr(model.loss) != repr(self.loss(hp)):
+            raise keras_tuner.errors.FatalValueError(
+                "The tuner must leave the loss to the hypermodel. Received: a model compiled with "
+                f"loss={model.loss!r} in place of {self.loss(hp)!r}"
+            )
+        callbacks = kwargs.get("callbacks") or []
+        # Those that write logs of their own may write the objective.
+        writes_logs = any(isinstance(callback, PerClassReport) for callback in callbacks)
+        held_out = [kwargs.get(name) for name in ("validation_data", "validation_split")]
+        for callback in callbacks:
             # KerasTuner's own, which saves the best epoch: the only sight of the objective here.
-            check_objective(getattr(callback, "objective", None))
+            objective = getattr(callback, "objective", None)
+            check_objective(objective)
+            if objective is not None and not writes_logs:
+                has_held_out = len(args) > 2 or any(part is not None for part in held_out)
+                check_measured(objective, model, has_held_out)
         return model.fit(*args, **kwargs)
 
 
 def check_objective(objective: Any) -> None:
     """Raises if an objective (or one of several) is a loss."""
-    names = getattr(objective, "name_to_direction", [getattr(objective, "name", "")])
-    losses = [name for name in names if name.endswith("loss")]
+    losses = [name for name in _names_of(objective) if name.endswith("loss")]
     if losses:
         raise keras_tuner.errors.FatalValueError(
             "The objective must not be a loss, whose scale moves with `q`: the largest `q` would "
             f"win. Take `hypermodel.objective`. Received: {losses[0]!r}"
         )
+
+
+def check_measured(objective: Any, model: keras.Model, has_held_out: bool = True) -> None:
+    """Raises unless a compiled model measures an objective, or all of several."""
+    measured = sorted({_name(metric) for metric in _compiled_metrics(model)})
+    for name in _names_of(objective):
+        of_held_out = name.startswith("val_")
+        if of_held_out and not has_held_out:
+            raise keras_tuner.errors.FatalValueError(
+                f"The objective {name!r} needs `validation_data` in `search`. Received: none"
+            )
+        if name.removeprefix("val_") not in measured:
+            raise keras_tuner.errors.FatalValueError(
+                "The objective must be a metric of the model, with `val_` before it on held-out "
+                f"data: take `hypermodel.objective`. Received: {name!r}, and the metrics {measured}"
+            )
+
+
+def _names_of(objective):
+    if objective is None:
+        return []
+    names = getattr(objective, "name_to_direction", [getattr(objective, "name", "")])
+    return [name for name in names if name != "multi_objective"]
+
+
+def _compiled_metrics(model):
+    """Returns copies of the metrics with which a model was compiled."""
+    if not model.compiled:
+        return []
+    config = model.get_compile_config() or {}
+    found = []
+    for name in ("metrics", "weighted_metrics"):
+        metrics = keras.saving.deserialize_keras_object(config.get(name)) or []
+        found += keras.tree.flatten(metrics)
+    return [metric for metric in found if metric is not None]
+
+
+def _name(metric):
+    if isinstance(metric, str):
+        return metric
+    return getattr(metric, "name", None) or getattr(metric, "__name__", type(metric).__name__)
 
 
 def _fresh(value, loss):

@@ -11,6 +11,8 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
 
+from keras_balanced.tuning.fingerprint import agree, fingerprint
+
 __all__ = [
     "GridSearch",
     "GridSearchOracle",
@@ -179,7 +181,24 @@ class GridSearchOracle(_AtomicOracle):
 
 
 class Tuner(keras_tuner.Tuner, _AtomicSave):
-    """`keras_tuner.Tuner` that brings its oracle up to date when it goes on."""
+    """`keras_tuner.Tuner` that brings its oracle up to date when it goes on.
+
+    It knows what it searched, too: rerun with another problem in the same directory, it refuses.
+    """
+
+    def search(self, *args: Any, **kwargs: Any) -> None:
+        if args or "x" in kwargs:  # Without data there is nothing but to look at what is there.
+            what = fingerprint(self.hypermodel, self.oracle, args, kwargs) | self._settings()
+            agree(pathlib.Path(self.project_dir, "fingerprint.json"), what)
+        super().search(*args, **kwargs)
+
+    def _settings(self):
+        """Returns what else the results of a search depend on, for its fingerprint."""
+        return {}
+
+    def build(self, hp):
+        """Returns a model as KerasTuner builds it: under its strategy, at most of its size."""
+        return self._try_build(hp)
 
     def reload(self):
         if self._is_worker():
