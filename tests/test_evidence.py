@@ -74,3 +74,28 @@ def test_examples(capsys):
     for print_table, results in tables:
         print_table(results)
         assert capsys.readouterr().out in BENCHMARKS
+    for budget in of_tabular["budgets"].values():
+        assert f"{budget['recall']:.2f}" in BENCHMARKS
+        assert f"{budget['precision']:.2f})" in BENCHMARKS
+
+
+def test_posterior():
+    results = json.loads((RESULTS / "posterior.json").read_text())
+    for row in results["posterior"]:
+        cells = f"| {row['shape'][0]} x {row['shape'][1]} | {row['levels']} | "
+        ms = row["milliseconds"]
+        cells += " / ".join(f"{ms[mode]['GLA']:.2f}" for mode in ("graph", "XLA"))
+        assert cells + f" | {ms['eager']['GCA']:.2f} / " in BENCHMARKS
+    for part in ("soft targets", "metric"):
+        for row in results[part]:
+            (batch, classes), ms = row["shape"], row["milliseconds"]
+            first, second = list(ms.values())[:2]
+            cells = f"| {batch} x {classes} | {row['mode']} | {first:.2f} | {second:.2f} |"
+            assert cells in BENCHMARKS
+
+
+def test_step_time():
+    results = json.loads((RESULTS / "step_time.json").read_text())
+    for row in results["value and gradient"]:
+        cells = f"| {row['shape']} | {row['mode']} | {row['loss']} | {row['milliseconds']:.3f} | "
+        assert cells + f"{row['ratio']:.3f} |" in BENCHMARKS

@@ -187,7 +187,8 @@ class Tuner(keras_tuner.Tuner, _AtomicSave):
     """
 
     def search(self, *args: Any, **kwargs: Any) -> None:
-        if args or "x" in kwargs:  # Without data there is nothing but to look at what is there.
+        is_local = "://" not in str(self.project_dir)
+        if is_local and (args or "x" in kwargs):  # Without data it only looks at what is there.
             what = fingerprint(self.hypermodel, self.oracle, args, kwargs) | self._settings()
             agree(pathlib.Path(self.project_dir, "fingerprint.json"), what)
         super().search(*args, **kwargs)
