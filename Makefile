@@ -11,7 +11,7 @@ CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribu
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-backends clean
+.PHONY: demo test test-slow test-backends clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 \
@@ -21,7 +21,10 @@ test: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: $(VENV)/installed
+	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
 test-backends: $(BACKENDS)/installed
 	for backend in tensorflow jax torch; do \

@@ -372,9 +372,11 @@ def _check_served(tf, model, loss, served):
 
 
 def _refuse_probabilities(logits, loss):
-    sums = logits.sum(axis=-1)
-    is_mix = loss.from_logits and not loss.surrogate.binary and logits.min(initial=0.0) >= 0
-    if is_mix and logits.size and np.allclose(sums, 1.0, atol=1e-3):
+    if loss.surrogate.binary or not loss.from_logits:
+        return
+    # One-hot rows are something else than what a softmax gives.
+    inside = ((logits > 0) & (logits < 1)).any() and logits.min() >= 0
+    if inside and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-3):
         raise ValueError(
             "`model` must give logits, since its loss has `from_logits=True`. Received: outputs "
             "that are not negative and sum to 1 for every example, as a softmax gives them"

@@ -207,6 +207,7 @@ def test_batches_for_ever_are_whole_epochs():
     np.testing.assert_array_equal(streamed, epochs)
 
 
+@pytest.mark.slow
 def test_the_second_phase_does_not_depend_on_what_keras_read_ahead():
     recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=2)
     settings = {"seed": 0, "dataset": "digits", "profile": "exponential", "ratio": 50.0}
@@ -288,6 +289,7 @@ def test_vs_is_set_as_in_its_paper():
         np.testing.assert_allclose(loss.surrogate.shift, tau * np.log(counts / counts.sum()))
 
 
+@pytest.mark.slow
 def test_one_failed_training_loses_no_other(tmp_path, capsys):
     recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=1)
     good, bad = (
@@ -341,6 +343,7 @@ def test_the_hold_out_leaves_the_test_set_alone():
     assert {image.tobytes() for image in held_out[1][0]} <= tail
 
 
+@pytest.mark.slow
 def test_runs_resumes_and_reports(tmp_path, capsys):
     output = tmp_path / "new" / "runs.jsonl"
     arguments = ["--ratios", "50", "--epochs", "2", "--l2", "1e-4", "1e-3", "--workers", "1"]

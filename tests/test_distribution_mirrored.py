@@ -23,9 +23,12 @@ from keras_balanced import (
     LogitAdjustment,
 )
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
+    ),
+]
 COUNTS = [40, 20, 10, 6, 4]
 K = len(COUNTS)
 STEPS, FEATURES = 4, 6  # of a sequence

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from processes import HANG, finish, free_addresses, run, start
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="runs with KERAS_BACKEND=tensorflow"
+    ),
+]
 PROGRAM = "examples/multi_worker.py"
 STEPS = 120
 # A worker that is killed, for sure, between the 20th step and the next.

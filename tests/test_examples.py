@@ -129,6 +129,7 @@ def test_crops_are_windows_of_the_padded_image(rng):
             assert any((image == window).all() for window in windows)
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
     # The page on devices: test_distribution_guide.py.
     pages = ("README.md", "docs/tuning.md", "docs/serving.md", "docs/labels.md", "docs/binary.md")
@@ -212,6 +213,7 @@ def test_bad_arguments(name, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tune_q(tmp_path, capsys, monkeypatch):
     tune_q = importlib.import_module("tune_q")
     few_steps = functools.partial(tune_q.tuning.search_last_layer, steps=20)

@@ -260,6 +260,7 @@ def ranking(directory):
     )
 
 
+@pytest.mark.slow
 def test_kill_9_loses_the_training_under_way_only(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
@@ -342,6 +343,7 @@ def test_a_save_that_fails_midway_leaves_the_last_one(tmp_path):
         assert path.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_chief_and_two_workers_of_which_one_is_killed(tmp_path):
     ids = ("chief", "worker0", "worker1")
     (address,) = free_addresses(1)
