@@ -119,6 +119,7 @@ def export(
     """
     loss = check_loss(model, loss, labels=True)
     check_model(model, loss)
+    input_names = _check_inputs(model)
     target, labels = loss.surrogate.target_priors, loss.surrogate.num_labels
     if target_priors is not None:
         target = loss.surrogate.check_target(target_priors)
@@ -162,7 +163,12 @@ def export(
         saved = pathlib.Path(scratch.name, "model")
         # Without gradients, which serving has no use for and JAX none of a loop.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        archive, served = _archive(tf, model, loss, classes)
+        try:
+            archive, served = _archive(tf, model, input_names, loss, classes)
+        except Exception as error:  # JAX fails where TensorFlow would answer otherwise.
+            if fixed := _fixed_batch(model):
+                raise ValueError(f"`model` cannot be exported: {fixed}") from error
+            raise
         _check_served(tf, model, loss, served)
         archive.write_out(saved, options, verbose=False)
         extra = saved / "assets.extra"
@@ -229,9 +235,8 @@ def _tensorflow():
     return tensorflow
 
 
-def _archive(tf, model, loss, classes):
+def _archive(tf, model, input_names, loss, classes):
     """Returns the `keras.export.ExportArchive` with the signatures, and the function of `raw`."""
-    input_names = _check_inputs(model)
     specs = {
         name: tf.TensorSpec((None, *x.shape[1:]), x.dtype, name)
         for name, x in zip(input_names, model.inputs, strict=True)
@@ -332,8 +337,7 @@ def _check_served(tf, model, loss, served):
     """Raises unless the exported program answers what the model does, with logits."""
     rng = np.random.default_rng(0)
     free = any(None in x.shape[1:] for x in model.inputs)
-    fixed = [x for x in model.inputs if x.shape[0] is not None]
-    batch_size = fixed[0].shape[0] if fixed else 3
+    batch_size = next((x.shape[0] for x in model.inputs if x.shape[0] is not None), 3)
     for size in (32, 64, 256) if free else (0,):
         inputs = [_random(rng, x, batch_size, size) for x in model.inputs]
         try:
@@ -357,11 +361,8 @@ def _check_served(tf, model, loss, served):
             found = f"answers {answer.shape} numbers"
         same = answer.shape == expected[rows].shape
         if not same or not np.allclose(answer, expected[rows], atol=tolerance, equal_nan=True):
-            cure = (
-                f"its input {fixed[0].name!r} has a fixed batch size: build it from "
-                "`keras.Input(shape)`"
-                if fixed
-                else "layers that look at sizes, such as `TimeDistributed` over an axis of unknown "
+            cure = _fixed_batch(model) or (
+                "layers that look at sizes, such as `TimeDistributed` over an axis of unknown "
                 "size, need that size"
             )
             raise ValueError(
@@ -369,6 +370,16 @@ def _check_served(tf, model, loss, served):
                 f"{expected[rows].shape} numbers where its exported program {found}"
                 f"{', others' if same else ''}; {cure}"
             )
+
+
+def _fixed_batch(model):
+    """Returns what to do about an input of a fixed batch size, in words, or `None`."""
+    for x in model.inputs:
+        if x.shape[0] is not None:
+            return (
+                f"its input {x.name!r} has a fixed batch size: build it from `keras.Input(shape)`"
+            )
+    return None
 
 
 def _refuse_probabilities(logits, loss):
