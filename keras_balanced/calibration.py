@@ -315,6 +315,11 @@ def find_threshold(
         raise ValueError("Expected a budget, `max_alert_rate` or `min_precision`. Received: none")
     weights = np.ones(number) if sample_weight is None else sample_weight
     weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
+    if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+        raise ValueError(
+            "`sample_weight` must be finite, not negative, and positive for some example. "
+            f"Received: weights from {np.min(weights)} to {np.max(weights)}"
+        )
     distinct, place = np.unique(-values, return_inverse=True)  # From the largest.
     alerts = np.cumsum(np.bincount(place, weights))
     allowed = np.ones(len(distinct), bool)
@@ -340,8 +345,11 @@ def find_threshold(
             "examples, of which no threshold keeps it"
         )
     last = int(np.flatnonzero(allowed)[-1])
-    below = distinct[last + 1] if last + 1 < len(distinct) else 0.0
-    return float(-(distinct[last] + below) / 2)
+    least = -distinct[last]
+    below = -distinct[last + 1] if last + 1 < len(distinct) else 0.0
+    middle = (least + below) / 2
+    # Between neighbours in float32 there is no middle: the lower one decides the same.
+    return float(middle if np.float32(below) < np.float32(middle) < np.float32(least) else below)
 
 
 def _check_fraction(name, value):

@@ -18,8 +18,10 @@ __all__ = ["PerClassReport"]
 
 # Beyond, Keras's progress bar would print them all.
 _MAX_LOGGED = 100
-_BINARY_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
-_BINARY_NAMES = ("binary_crossentropy", "binary_focal_crossentropy")
+_BINARY = (
+    *(keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy),
+    *(keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy),
+)
 
 
 class PerClassReport(keras.callbacks.Callback):
@@ -103,15 +105,15 @@ class PerClassReport(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         # So that what does not fit is found before an epoch has passed.
         compiled = self._of_output(getattr(self.model, "loss", None))
-        if isinstance(compiled, losses.BalancedLoss) and compiled.from_logits:
-            # On JAX the loss cannot see it.
-            backends.refuse_probability_layer(self.model, self.output_name)
         for x, _, _ in self._batches():
             shape = self._outputs(x).shape
             num_outputs = shape[-1] if len(shape) > 1 else 1
             break
         else:
             raise ValueError("`validation_data` expected at least one batch. Received: none")
+        if isinstance(compiled, losses.BalancedLoss) and compiled.from_logits:
+            # On JAX the loss cannot see it.
+            backends.refuse_probability_layer(self.model, self.output_name)
         self._metric = self._make_metric(num_outputs, compiled)
         self._score, names = "recall", max(num_outputs, 2)
         if isinstance(self._metric, metrics.BinaryBalancedAccuracy) and num_outputs > 1:
@@ -161,7 +163,7 @@ class PerClassReport(keras.callbacks.Callback):
         if isinstance(loss, losses.BalancedLoss):
             binary, probabilities = loss.surrogate.binary, not loss.from_logits
         else:
-            binary = isinstance(loss, _BINARY_LOSSES) or loss in _BINARY_NAMES
+            binary = _is_binary(loss)
             probabilities = binary and not getattr(loss, "from_logits", False)
         if num_outputs > 1 and not binary:
             return metrics.ClassRecall(num_outputs, ignore_class=self.ignore_class, loss=self.loss)
@@ -178,6 +180,11 @@ class PerClassReport(keras.callbacks.Callback):
 
     def _outputs(self, x):
         outputs = self.model(x, training=False)
+        if self.output_name is not None and not isinstance(outputs, (dict, list, tuple)):
+            raise ValueError(
+                "`output_name` must be left out for a model of one output. Received: "
+                f"output_name={self.output_name!r}"
+            )
         if isinstance(outputs, (dict, list, tuple)) and (
             not isinstance(outputs, dict) or self.output_name not in outputs
         ):
@@ -211,3 +218,12 @@ class PerClassReport(keras.callbacks.Callback):
             # As arrays: JAX takes no tensors of other libraries.
             batch = keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
             yield keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def _is_binary(loss):
+    """Returns whether a loss of Keras, in any form of `compile`, is of independent labels."""
+    if isinstance(loss, (list, tuple)) and len(loss) == 1:
+        (loss,) = loss
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    return loss in _BINARY or type(loss) in _BINARY

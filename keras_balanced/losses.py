@@ -225,6 +225,7 @@ class _Posterior(keras.layers.Layer):
 
     def __init__(self, loss, target_priors=None, temperature=1.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
         self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
         surrogate = self.loss.surrogate
         if target_priors is not None:

@@ -608,8 +608,9 @@ class BinaryBalancedAccuracy(_RecallMetric):
         y_true, decided, weights = self._flatten_binary(
             y_true, y_pred, sample_weight, self.num_labels
         )
-        threshold = ops.convert_to_tensor(self.threshold, decided.dtype)
-        predicted = ops.cast(decided > threshold, self.dtype)
+        # In the dtype of the sums: booleans and integers would cut the threshold off.
+        threshold = ops.convert_to_tensor(self.threshold, self.dtype)
+        predicted = ops.cast(ops.cast(decided, self.dtype) > threshold, self.dtype)
         # (N, L, 2): the weight of 0 and of 1.
         in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
         right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)

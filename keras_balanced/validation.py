@@ -154,6 +154,12 @@ def check_rates(name, values):
     expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
     if _is_table(values) or not getattr(values, "multi_label", True):
         kind = type(values).__name__
+        keys = list(values.keys()) if _is_table(values) else []
+        if any(isinstance(key, str) for key in keys):
+            raise ValueError(
+                f"`{name}` must be {expected}. Received: a {kind} with the keys {keys[:10]}; of "
+                "several labels pass a vector, as in `y.mean().to_numpy()`"
+            )
         mix = as_array(name, _held_by(values, "priors"), expected, length=2)
         if mix.shape != (2,) or not (np.isfinite(mix) & (mix >= 0)).all() or not mix.any():
             raise ValueError(

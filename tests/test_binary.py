@@ -814,3 +814,64 @@ def test_thresholds_of_each_label(rng):
 def test_two_labels_are_not_two_classes():
     with pytest.raises(ValueError, match="of labels pass one column"):
         serving.find_threshold(np.array([[0.9, 0.8], [0.1, 0.2]]), max_alert_rate=0.5)
+
+
+def test_a_threshold_between_neighbours_of_float32(rng):
+    p = sigmoid(np.linspace(5, 20, 1000)).astype("float32")
+    for rate in (0.19, 0.3, 0.5):
+        found = serving.find_threshold(p, max_alert_rate=rate)
+        distinct = np.unique(p)[::-1]
+        allowed = [value for value in distinct if (p >= value).mean() <= rate]
+        for threshold in (found, np.float32(found)):
+            np.testing.assert_array_equal(p > threshold, p >= allowed[-1])
+
+
+@pytest.mark.parametrize("weights", [[0, 0, 0], [1, np.nan, 1], [1, -1, 1]])
+def test_bad_weights_of_a_threshold(weights):
+    with pytest.raises(ValueError, match="`sample_weight` must be finite"):
+        serving.find_threshold([0.9, 0.5, 0.1], max_alert_rate=0.5, sample_weight=weights)
+
+
+def test_boolean_decisions_in_the_metric():
+    metric = BinaryBalancedAccuracy(threshold=0.5)
+    metric.update_state(np.array([0, 0, 1, 1]), np.array([False, False, True, False]))
+    assert float(metric.result()) == 0.75
+
+
+def test_the_posterior_at_the_end_keeps_the_mask():
+    loss, inputs = GLALoss([5, 3, 2]), keras.Input((5,), dtype="int32")
+    model = keras.Model(
+        inputs, keras.layers.Dense(3)(keras.layers.Embedding(10, 4, mask_zero=True)(inputs))
+    )
+    ended = keras.Model(inputs, loss.posterior(model(inputs)))
+    totals = []
+    for each in (model, ended):
+        metric = BalancedAccuracy(3)
+        ids = np.array([[1, 2, 0, 0, 0]] * 4)
+        metric.update_state(ids % 3, each(ops.convert_to_tensor(ids)))
+        totals.append(ops.convert_to_numpy(metric.total).sum())
+    assert totals == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "loss", ["bce", "BinaryCrossentropy", keras.losses.binary_crossentropy, ["binary_crossentropy"]]
+)
+def test_report_of_labels_under_any_form_of_a_loss(loss, rng):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "sigmoid")])
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    x, y = rng.standard_normal((20, 4)).astype("float32"), rng.integers(0, 2, (20, 3))
+    logs, p = report_of(model, x, y)
+    expected = balanced_accuracy_score(y[:, 0], p[:, 0] > 0.5)
+    assert logs["val_balanced_accuracy_0"] == pytest.approx(expected)
+
+
+def test_output_name_of_the_only_output_is_refused(one_logit):
+    model, x, y = one_logit
+    with pytest.raises(ValueError, match="`output_name` must be left out"):
+        report_of(model, x, y, output_name="a")
+
+
+def test_rates_of_named_columns_say_what_to_pass():
+    frame = pd.DataFrame({"cat": [0, 1, 0, 0], "dog": [1, 1, 0, 0]})
+    with pytest.raises(ValueError, match=r"y.mean\(\).to_numpy\(\)"):
+        BinaryGLALoss(frame.mean())

@@ -64,6 +64,8 @@ def agree(path: pathlib.Path, what: dict[str, Any]) -> None:
 
 
 def _plain(value):
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
     if hasattr(value, "name") and hasattr(value, "direction"):
@@ -81,8 +83,9 @@ def _shape(data):
         return repr(data.element_spec)
     if isinstance(data, (dict, list, tuple)):
         return repr(keras.tree.map_structure(_shape, data))
-    shape = getattr(data, "shape", None)
-    return f"{data.dtype} {tuple(shape)}" if shape is not None else type(data).__name__
+    if getattr(data, "shape", None) is None:
+        return type(data).__name__
+    return f"{getattr(data, 'dtype', type(data).__name__)} {tuple(data.shape)}"
 
 
 def content(labels):
@@ -91,11 +94,19 @@ def content(labels):
         return None
     if isinstance(labels, dict):
         return {str(key): content(part) for key, part in labels.items()}
-    array = keras.ops.convert_to_numpy(labels) if hasattr(labels, "shape") else np.asarray(labels)
-    values, counts = np.unique(array, return_counts=True) if array.dtype != object else ([], [])
+    if isinstance(labels, (list, tuple)) and hasattr(next(iter(labels), None), "shape"):
+        return [content(part) for part in labels]
+    if hasattr(labels, "element_spec"):
+        return _shape(labels)
+    is_tensor = keras.ops.is_tensor(labels)
+    array = keras.ops.convert_to_numpy(labels) if is_tensor else np.asarray(labels)
+    if array.dtype == object:
+        return f"{array.shape}, checksum {_checksum(repr(array.tolist()))}"
     found = f"{array.shape}, checksum {_checksum(np.ascontiguousarray(array).tobytes())}"
-    few = len(values) <= 20
-    return found + (f", counts {dict(zip(values.tolist(), counts.tolist(), strict=True))}" * few)
+    values, counts = np.unique(array, return_counts=True)
+    if len(values) > 20:
+        return found
+    return f"{found}, counts {dict(zip(values.tolist(), counts.tolist(), strict=True))}"
 
 
 def _checksum(text):

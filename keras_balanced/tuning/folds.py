@@ -148,8 +148,12 @@ class CrossValidation(Tuner):
         super().search(x, y, **fit_kwargs)
 
     def _settings(self):
-        labels = content(self._examples.labels)
-        return {"folds": self.folds, "seed of folds": self.seed, "labels": labels}
+        return {
+            "folds": self.folds,
+            "seed of folds": self.seed,
+            "labels": content(self._examples.labels),
+            **self._examples.settings,
+        }
 
     def run_trial(self, trial, *args, **kwargs):
         results = [self._run_fold(trial, fold) for fold in range(self.folds)]
@@ -251,6 +255,7 @@ class _Arrays:
             "x": keras.tree.map_structure(np.asarray, x),
             "y": targets.as_numpy("`y`", y),
         }
+        self.settings = {"weights": content(sample_weight)}
         if sample_weight is not None:
             self.arrays["sample_weight"] = targets.as_numpy("`sample_weight`", sample_weight)
         self.labels = targets.class_ids("y", y)
@@ -268,6 +273,7 @@ class _Dataset:
 
     def __init__(self, dataset, batch_size):
         self.dataset, self.batch_size = dataset, batch_size
+        self.settings = {"size of batches": int(batch_size)}
         self.labels = targets.class_ids("y", batches.labels_of_examples(dataset, "x"))
 
     def of(self, chosen, shuffle=False):

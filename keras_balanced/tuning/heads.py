@@ -251,13 +251,14 @@ class _Heads(keras.layers.Layer):
         """Returns the sum over the heads `(B,)` of `functional`'s formula, with one q a head."""
         labels, fold = ops.cast(y_true[:, 0], "int32"), ops.cast(y_true[:, 1], "int32")
         inverse = ops.take(ops.convert_to_tensor(self.inverse_margins), labels, axis=0)
-        z = logits * inverse[..., None] + self.shift
+        q, shift, learns = map(ops.convert_to_tensor, (self.q, self.shift, self.learns))
+        z = logits * inverse[..., None] + shift
         true = ops.one_hot(labels, self.num_classes, dtype=z.dtype)[:, None, :]
         cross_entropy = ops.logsumexp(z, axis=-1) - ops.sum(z * true, axis=-1)
-        psi = -ops.expm1(-self.q * cross_entropy) / np.where(self.q > 0, self.q, 1.0)
-        psi = ops.where(self.q > 0, psi, cross_entropy)
+        psi = -ops.expm1(-q * cross_entropy) / ops.where(q > 0, q, ops.ones_like(q))
+        psi = ops.where(q > 0, psi, cross_entropy)
         weights = ops.take(ops.convert_to_tensor(self.class_weights), labels, axis=0)
-        return ops.sum(psi * weights * ops.take(self.learns, fold, axis=0), axis=-1)
+        return ops.sum(psi * weights * ops.take(learns, fold, axis=0), axis=-1)
 
     def head(self, index):
         """Returns kernel and bias of a loss's head that learned from all."""

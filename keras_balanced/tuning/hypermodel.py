@@ -11,7 +11,6 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_balanced.callbacks import PerClassReport
 from keras_balanced.losses import BalancedLoss
 from keras_balanced.metrics import BalancedAccuracy
 from keras_balanced.tuning.grid import Q, check_model, loss_grid, suggest
@@ -152,8 +151,11 @@ class BalancedHyperModel(keras_tuner.HyperModel):
                 f"loss={model.loss!r} in place of {self.loss(hp)!r}"
             )
         callbacks = kwargs.get("callbacks") or []
-        # Those that write logs of their own may write the objective.
-        writes_logs = any(isinstance(callback, PerClassReport) for callback in callbacks)
+        # Those of others may write the objective into the logs.
+        writes_logs = any(
+            type(callback).__module__.partition(".")[0] not in ("keras", "keras_tuner")
+            for callback in callbacks
+        )
         held_out = [kwargs.get(name) for name in ("validation_data", "validation_split")]
         for callback in callbacks:
             # KerasTuner's own, which saves the best epoch: the only sight of the objective here.
@@ -177,7 +179,10 @@ def check_objective(objective: Any) -> None:
 
 def check_measured(objective: Any, model: keras.Model, has_held_out: bool = True) -> None:
     """Raises unless a compiled model measures an objective, or all of several."""
-    measured = sorted({_name(metric) for metric in _compiled_metrics(model)})
+    try:
+        measured = sorted({_name(metric) for metric in _compiled_metrics(model)})
+    except ValueError:  # Not registered: then nobody can tell.
+        return
     for name in _names_of(objective):
         of_held_out = name.startswith("val_")
         if of_held_out and not has_held_out:
@@ -205,8 +210,14 @@ def _compiled_metrics(model):
     config = model.get_compile_config() or {}
     found = []
     for name in ("metrics", "weighted_metrics"):
-        metrics = keras.saving.deserialize_keras_object(config.get(name)) or []
-        found += keras.tree.flatten(metrics)
+        try:
+            found += keras.tree.flatten(keras.saving.deserialize_keras_object(config.get(name)))
+        except (TypeError, ValueError) as error:
+            raise keras_tuner.errors.FatalValueError(
+                "The metrics of a model must be registered with Keras, as "
+                "`keras.saving.register_keras_serializable` does, or be in `compile_kwargs`. "
+                f"Received: {error}"
+            ) from error
     return [metric for metric in found if metric is not None]
 
 
