@@ -60,8 +60,8 @@ class _ClassMetric(keras.metrics.Metric):
         surrogate = self.loss.surrogate
         size = surrogate.num_labels if surrogate.binary else len(surrogate.priors)
         if (surrogate.binary, size) not in sizes:
-            kind = "one logit per example" if size is None else f"{size} classes"
-            kind = f"{size} labels" if surrogate.binary and size else kind
+            kind = f"{size} labels" if surrogate.binary else f"{size} classes"
+            kind = "one logit per example" if size is None else kind
             raise ValueError(f"`loss` must be of {of}. Received: a loss of {kind}")
 
     def _decided(self, y_pred):
@@ -611,7 +611,6 @@ class BinaryBalancedAccuracy(_RecallMetric):
         # In the dtype of the sums: booleans and integers would cut the threshold off.
         threshold = ops.convert_to_tensor(self.threshold, self.dtype)
         predicted = ops.cast(ops.cast(decided, self.dtype) > threshold, self.dtype)
-        # (N, L, 2): the weight of 0 and of 1.
         in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
         right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)
         for variable, values in [(self.total, in_all), (self.correct, right)]:
@@ -739,8 +738,7 @@ class ClassCalibrationError(_ClassMetric):
                 weights = ops.where(known, weights, ops.zeros_like(weights))
         probabilities = ops.cast(y_pred, self.dtype)
         if self.from_logits:
-            to_probabilities = ops.sigmoid if self.num_classes == 1 else ops.softmax
-            probabilities = to_probabilities(probabilities)
+            probabilities = (ops.sigmoid if self.num_classes == 1 else ops.softmax)(probabilities)
         bins = ops.cast(probabilities * self.num_bins, "int32")
         bins = ops.clip(bins, 0, self.num_bins - 1)
         cells = bins + self.num_bins * ops.arange(self.num_classes, dtype="int32")

@@ -285,8 +285,9 @@ def test_a_renamed_metric_is_refused_and_those_of_build_are_kept(tmp_path):
     hypermodel = tuning.BalancedHyperModel(
         build, PRIORS, compile_kwargs={**EAGER, "metrics": renamed}, **SMALL
     )
+    tuner = tuning.GridSearch(hypermodel, hypermodel.objective, directory=tmp_path)
     with pytest.raises(ValueError, match=r"and the metrics .'balanced'"):
-        grid_search(tmp_path, hypermodel)
+        tuner.search(x, y, validation_data=(x, y), verbose=0)
 
 
 def test_an_objective_that_a_report_writes(tmp_path):
