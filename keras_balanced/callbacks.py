@@ -136,9 +136,8 @@ class PerClassReport(keras.callbacks.Callback):
                 "`ignore_class`. Received: others, or NaN weights"
             )
         if recalls.ndim == 2:  # Of 0 and 1 of each label.
-            there = totals != 0
-            scores = (recalls * there).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
-            present = np.flatnonzero(there.any(axis=-1))
+            scores = keras.ops.convert_to_numpy(self._metric.balanced_accuracies())
+            present = np.flatnonzero(totals.any(axis=-1))
         else:
             scores, present = recalls, np.flatnonzero(totals)
         worst = present[np.argsort(scores[present], kind="stable")]

@@ -157,19 +157,14 @@ def log_posterior(logits, surrogate, target_priors):
     log_eta = log_u - surrogate.q * log_s + _log_ratio(logits, surrogate.margins, surrogate.weights)
     if surrogate.label_smoothing:
         log_eta = _without_smoothing(ops.log_softmax(log_eta), surrogate)
-    # From the training mix, which of an absent class says nothing, to the other.
-    priors = np.where(surrogate.occurs, surrogate.priors, 1.0)
-    target = np.where(surrogate.occurs, target_priors, 1.0)
-    return ops.log_softmax(mask_absent(log_eta + _log_ratio(logits, target, priors), surrogate))
+    return change_mix(log_eta, surrogate, surrogate.priors, target_priors)
 
 
-def change_mix(log_p, surrogate, target_priors):
-    """Returns log-probabilities under the mix of a surrogate as those under another one."""
-    if target_priors is not None:
-        target = np.where(surrogate.occurs, surrogate.check_target(target_priors), 1.0)
-        own = np.where(surrogate.occurs, surrogate.target_priors, 1.0)
-        log_p = log_p + _log_ratio(log_p, target, own)
-    return ops.log_softmax(log_p)
+def change_mix(log_p, surrogate, before, after):
+    """Returns log-probabilities, but for a constant, under one class mix as those under another."""
+    # A mix says nothing of an absent class.
+    before, after = (np.where(surrogate.occurs, mix, 1.0) for mix in (before, after))
+    return ops.log_softmax(mask_absent(log_p + _log_ratio(log_p, after, before), surrogate))
 
 
 def mask_absent(logits, surrogate):

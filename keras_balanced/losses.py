@@ -196,8 +196,12 @@ class BalancedLoss(keras.losses.Loss):
         if temperature == 1.0:
             log_p = self.log_posterior(self.logits(y_pred), target_priors)
         else:
+            surrogate = self.surrogate
+            own = target = surrogate.target_priors
+            if target_priors is not None:
+                target = surrogate.check_target(target_priors)
             log_p = self.log_posterior(self.logits(y_pred)) / temperature
-            log_p = formula.change_mix(log_p, self.surrogate, target_priors)
+            log_p = formula.change_mix(log_p, surrogate, own, target)
         probabilities = ops.exp(log_p)
         if self.surrogate.binary:
             probabilities = probabilities[..., 1]

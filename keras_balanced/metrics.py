@@ -70,8 +70,7 @@ class _ClassMetric(keras.metrics.Metric):
 
     def _flatten(self, y_true, y_pred, sample_weight):
         """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
-        y_true = targets.as_tensor("y_true", y_true)
-        y_pred = targets.as_tensor("y_pred", y_pred)
+        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
         words = {"of": "the metric", "binary": "`BinaryBalancedAccuracy`"}
         y_true, sparse = targets.match_shapes(y_true, y_pred, self.num_classes, **words)
         weights = self._weights(y_pred, sample_weight, ops.shape(y_pred)[:-1])
@@ -86,8 +85,7 @@ class _ClassMetric(keras.metrics.Metric):
 
     def _flatten_binary(self, y_true, y_pred, sample_weight, num_labels=None):
         """Returns labels in `[0, 1]`, predictions and weights, all `(N, L)`, `L` 1 by default."""
-        y_true = targets.as_tensor("y_true", y_true)
-        y_pred = targets.as_tensor("y_pred", y_pred)
+        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
         y_true, decided = targets.match_binary(y_true, self._decided(y_pred), num_labels)
         weights = self._weights(y_pred, sample_weight, ops.shape(decided))
         y_true = ops.cast(y_true, self.dtype)
@@ -95,8 +93,7 @@ class _ClassMetric(keras.metrics.Metric):
             kept = ops.not_equal(y_true, self.ignore_class)
             weights = weights * ops.cast(kept, self.dtype)
         valid = ops.logical_and(y_true >= 0, y_true <= 1)
-        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
-        weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
+        weights = self._spoil(weights, valid)
         y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
         return (ops.reshape(part, (-1, num_labels or 1)) for part in (y_true, decided, weights))
 
@@ -108,12 +105,15 @@ class _ClassMetric(keras.metrics.Metric):
                 weights = weights * targets.match_weights(factor, shape)
         return weights
 
+    def _spoil(self, weights, valid):
+        """Returns weights that are NaN for invalid labels: a masked label may be anything."""
+        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
+        return ops.where(bad, ops.full_like(weights, np.nan), weights)
+
     def _check_labels(self, labels, weights):
         """Returns labels in `[0, K)` and weights: 0 for one to ignore, NaN for one out of range."""
         ids, valid = targets.valid_ids(labels, self.num_classes)
-        # A masked label may be anything.
-        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
-        weights = ops.where(bad, ops.full_like(weights, np.nan), weights)
+        weights = self._spoil(weights, valid)
         if self.ignore_class is not None:
             ignored = ops.equal(labels, self.ignore_class)
             weights = ops.where(ignored, ops.zeros_like(weights), weights)
@@ -573,8 +573,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
         self.num_labels, self.label_id = num_labels, label_id
         shape = (2,) if num_labels is None else (num_labels, 2)
         super().__init__(2, ignore_class, name, dtype, loss, shape)
-        of = "one logit per example, or of `num_labels` labels"
-        self._check_loss((True, None), (True, num_labels), of=of)
+        self._check_loss((True, None), (True, num_labels), of="one logit, or of `num_labels`")
         if threshold is None:
             threshold = 0.0 if self.loss is None else 0.5
         low, high = (-np.inf, np.inf) if self.loss is None else (0.0, 1.0)
@@ -616,16 +615,20 @@ class BinaryBalancedAccuracy(_RecallMetric):
         for variable, values in [(self.total, in_all), (self.correct, right)]:
             variable.assign_add(ops.reshape(ops.sum(values, axis=0), variable.shape))
 
-    def result(self) -> Any:
+    def balanced_accuracies(self) -> Any:
+        """Returns that of each label, `(L,)`; without `num_labels` a scalar."""
         present = ops.cast(ops.not_equal(self.total, 0), self.dtype)
-        of_labels = ops.divide_no_nan(
+        return ops.divide_no_nan(
             ops.sum(present * self.recalls(), axis=-1), ops.sum(present, axis=-1)
         )
+
+    def result(self) -> Any:
+        of_labels = self.balanced_accuracies()
         if self.num_labels is None:
             return of_labels
         if self.label_id is not None:
             return of_labels[self.label_id]
-        present = ops.max(present, axis=-1)
+        present = ops.cast(ops.any(ops.not_equal(self.total, 0), axis=-1), self.dtype)
         return ops.divide_no_nan(ops.sum(present * of_labels), ops.sum(present))
 
     def get_config(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["agree", "content", "fingerprint"]
+__all__ = ["agree", "content", "fingerprint", "write_atomically"]
 
 # What does not change a result.
 _SILENT = ("verbose", "callbacks")
@@ -58,8 +58,13 @@ def agree(path: pathlib.Path, what: dict[str, Any]) -> None:
             )
         what = {**before, **what}
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(what, indent=1, sort_keys=True))
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole or not at all; of several processes that do, one wins."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(what, indent=1, sort_keys=True))
+    part.write_text(text)
     os.replace(part, path)
 
 

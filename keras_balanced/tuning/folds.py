@@ -14,7 +14,7 @@ import keras_tuner
 import numpy as np
 
 from keras_balanced import batches, targets
-from keras_balanced.tuning.fingerprint import content
+from keras_balanced.tuning.fingerprint import content, write_atomically
 from keras_balanced.tuning.heads import assign_folds
 from keras_balanced.tuning.hypermodel import check_measured, check_objective
 from keras_balanced.tuning.oracle import Tuner, resumable
@@ -213,9 +213,7 @@ class CrossValidation(Tuner):
             "metrics": {name: float(value) for name, value in metrics.items()},
             "epochs": epochs,
         }
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result))
-        os.replace(part, path)
+        write_atomically(path, json.dumps(result))
         return result
 
     def _fit(self, trial, part, chosen, **overrides):

@@ -11,7 +11,7 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
 
-from keras_balanced.tuning.fingerprint import agree, fingerprint
+from keras_balanced.tuning.fingerprint import agree, fingerprint, write_atomically
 
 __all__ = [
     "GridSearch",
@@ -31,9 +31,7 @@ def _write(stateful, fname):
     if "://" in str(fname):  # Not a local file.
         return _Stateful.save(stateful, fname)
     text = json.dumps(stateful.get_state())
-    part = pathlib.Path(f"{fname}.part")
-    part.write_text(text)
-    os.replace(part, fname)
+    write_atomically(pathlib.Path(fname), text)
     return text
 
 
