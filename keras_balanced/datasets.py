@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import numbers
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -197,8 +198,7 @@ def load(
         name: `"digits"` (1,797 real 8x8 images that come with scikit-learn), `"cifar10"` or
             `"cifar100"` (through TensorFlow Datasets: downloaded on first use, or read from the
             directory in the environment variable `TFDS_DATA_DIR`; where that is not installed,
-            through `keras.datasets`, the same images in another order, so that a seed chooses
-            others).
+            through `keras.datasets`, with the same arrays).
         imbalance_ratio: Number of at least 1: the largest class over the smallest.
         profile: `"exponential"` or `"step"`, as in `long_tail_counts`.
         seed: Seed of the choice of images. The test set does not depend on it.
@@ -294,4 +294,19 @@ def _load_cifar_of_keras(name):
             f"with `keras.datasets.{name}.load_data()`, or install TensorFlow Datasets: "
             'pip install "keras-balanced[data,tensorflow]"'
         ) from error
-    return [(np.asarray(x), np.asarray(y).reshape(-1).astype("int64")) for x, y in parts]
+    return [
+        _as_tfds(split, np.asarray(x), np.asarray(y))
+        for split, (x, y) in zip(("train", "test"), parts, strict=True)
+    ]
+
+
+def _as_tfds(split, x, y):
+    """Returns what TensorFlow Datasets gives: it orders examples by a hash of split and index."""
+    if keras.config.image_data_format() == "channels_first":
+        x = x.transpose(0, 2, 3, 1)
+
+    def key(i):
+        return hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False).digest()
+
+    order = sorted(range(len(y)), key=key)
+    return x[order], y.reshape(-1)[order].astype("int64")

@@ -151,6 +151,41 @@ def test_cifar_without_tensorflow_comes_through_keras(monkeypatch, rng):
     assert (y_train.dtype, y_test.shape, x_test.dtype) == ("int64", (20,), "uint8")
 
 
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_keras_and_tfds_give_the_same_arrays(data_format, tmp_path, monkeypatch, rng):
+    """TFDS prepares an archive as CIFAR's, from random images, and Keras loads the same images."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "batches.meta.txt").write_text("\n".join(str(k) for k in range(10)))
+    parts = {}
+    for split, size in (("train", 300), ("test", 50)):
+        y = rng.permutation(np.arange(size) % 10).astype("uint8")
+        x = rng.integers(0, 256, (size, 3, 32, 32)).astype("uint8")
+        rows = np.concatenate([y[:, None], x.reshape(size, -1)], axis=1)
+        names = (
+            [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
+        )
+        for name, batch in zip(names, np.split(rows, len(names)), strict=True):
+            (folder / name).write_bytes(batch.tobytes())
+        x = x if data_format == "channels_first" else x.transpose(0, 2, 3, 1)
+        parts[split] = (x, y[:, None])
+    monkeypatch.setattr(
+        tfds.download.DownloadManager, "download_and_extract", lambda *_: str(tmp_path)
+    )
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: data_format)
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: tuple(parts.values()))
+    monkeypatch.setitem(datasets._CIFAR_MAX_COUNT, "cifar10", 30)
+    by_tfds = datasets.load("cifar10", imbalance_ratio=10, seed=3)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    by_keras = datasets.load("cifar10", imbalance_ratio=10, seed=3)
+    for (x, y), (same_x, same_y) in zip(by_tfds, by_keras, strict=True):
+        np.testing.assert_array_equal(x, same_x)
+        np.testing.assert_array_equal(y, same_y)
+        assert (x.dtype, y.dtype) == (same_x.dtype, same_y.dtype)
+
+
 def test_cifar_that_keras_cannot_have_says_so(monkeypatch):
     def offline():
         raise OSError("no network")
