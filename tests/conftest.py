@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-# What the imports made stays: without it in the way each `keras.utils.clear_session`, which every
-# training of a search calls, takes a third of a second less.
-gc.collect()
-gc.freeze()
+
+@pytest.fixture(autouse=True, scope="module")
+def _freeze():
+    """Spares `keras.utils.clear_session`, of every training of a search, what others left."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
