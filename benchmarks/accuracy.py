@@ -43,6 +43,7 @@ from keras_balanced import GCALoss, GLALoss, datasets, models  # noqa: E402
 
 HELD_OUT = 0.2
 SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
+OFFSETS = tuple(i / 4 for i in range(-4, 9))  # Times `log prior`, taken off the logits.
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # Pixels.
 
 
@@ -482,13 +483,14 @@ def run(job):
                 callbacks=[rate],
             )
     seconds = time.perf_counter() - start
-    of_logits, of_posterior = evaluate(model, loss, evaluation, counts)
+    logits = predict(model, evaluation[0])
     predicted = predict(model, train[0])
     result = {
         "class_counts": counts.tolist(),
         "train_recalls": recalls(train[1], predicted),
-        "recalls": of_logits,
-        "recalls_of_posterior": of_posterior,
+        "recalls": recalls(evaluation[1], logits),
+        "recalls_of_posterior": recalls(evaluation[1], posterior(loss, logits)),
+        "offsets": of_offsets(evaluation[1], logits, counts),
         "seconds": round(seconds, 2),
         "images_per_second": round(len(train[1]) * recipe.epochs / seconds),
     }
@@ -520,16 +522,22 @@ def commit():
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def evaluate(model, loss, data, counts):
-    """Returns the recalls of the argmax of the logits and of the posterior."""
-    x, y = data
-    logits = predict(model, x)
-    uniform = np.full(len(counts), 1 / len(counts))
-    posterior = [
-        keras.ops.convert_to_numpy(loss.posterior(logits[i : i + 1000], uniform))
-        for i in range(0, len(logits), 1000)
-    ]
-    return recalls(y, logits), recalls(y, np.concatenate(posterior))
+def posterior(loss, logits):
+    """Returns the probabilities where all classes are equally frequent."""
+    uniform = np.full(logits.shape[-1], 1 / logits.shape[-1])
+    return np.concatenate(
+        [
+            keras.ops.convert_to_numpy(loss.posterior(logits[i : i + 1000], uniform))
+            for i in range(0, len(logits), 1000)
+        ]
+    )
+
+
+def of_offsets(y, logits, counts):
+    """Returns the balanced accuracy of the argmax of `logits - tau log prior` for each tau."""
+    log_prior = np.log(counts / counts.sum())
+    found = {tau: recalls(y, logits - tau * log_prior) for tau in OFFSETS}
+    return {tau: round(np.mean(accuracy_report.known(of)), 6) for tau, of in found.items()}
 
 
 def predict(model, x):

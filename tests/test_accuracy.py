@@ -315,6 +315,17 @@ def test_recalls_of_a_missing_class_are_unknown():
     assert accuracy.recalls(np.array([0, 0, 1]), scores) == [0.0, 1.0, None]
 
 
+def test_offset_of_one_is_the_posterior_of_cross_entropy(rng):
+    counts = np.array([70, 20, 10])
+    y, logits = rng.integers(0, 3, 200), rng.normal(size=(200, 3))
+    of = accuracy.of_offsets(y, logits, counts)
+    assert list(of) == sorted(of)
+    assert of[0.0] == pytest.approx(np.mean(accuracy.recalls(y, logits)), abs=1e-6)
+    by_posterior = accuracy.posterior(accuracy.METHODS["ce"].loss(counts), logits)
+    assert of[1.0] == pytest.approx(np.mean(accuracy.recalls(y, by_posterior)), abs=1e-6)
+    assert of[1.0] != of[0.0]
+
+
 def test_l2_is_chosen_on_the_hold_out_of_the_first_seed():
     recipe = accuracy.PROTOCOLS["paper"]._replace(
         losses=("ce", "gca"), seeds=(3, 4), datasets=("cifar10",)
