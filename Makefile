@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# All three backends of Keras. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
+# With JAX and PyTorch. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
 CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
@@ -27,7 +27,7 @@ test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
 test-backends: $(BACKENDS)/installed
-	for backend in tensorflow jax torch; do \
+	for backend in jax torch; do \
 		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 $(CORE) || exit 1; \
 	done
 
