@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # All three backends of Keras. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
+DOCS := .venv-docs
 CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
-	functional keras_contract labels layers losses metrics numerics posterior round_trips serving \
+	functional keras_contract labels layers loops losses metrics numerics posterior round_trips serving \
 	targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-backends clean
+.PHONY: demo test test-slow test-docs test-backends clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 \
@@ -21,10 +22,13 @@ test: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow and not docs" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+
+test-docs: $(DOCS)/installed
+	$(DOCS)/bin/pytest -m docs --numprocesses 2 tests/test_recipes.py tests/test_tutorials.py
 
 test-backends: $(BACKENDS)/installed
 	for backend in tensorflow jax torch; do \
@@ -36,6 +40,11 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[all,dev]"
 	touch $@
 
+$(DOCS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --editable ".[all,dev,docs]"
+	touch $@
+
 $(BACKENDS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(BACKENDS)
 	$(BACKENDS)/bin/pip install --quiet "$(TORCH)"
@@ -43,4 +52,4 @@ $(BACKENDS)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BACKENDS) results
+	rm -rf $(VENV) $(BACKENDS) $(DOCS) results

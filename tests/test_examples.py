@@ -3,7 +3,6 @@
 import functools
 import importlib
 import json
-import re
 
 import keras
 import long_tailed_cifar as main_job
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import segmentation
 import tabular
+from pages import code_blocks
 from processes import ROOT
 
 mpl.use("Agg")
@@ -133,8 +133,7 @@ def test_crops_are_windows_of_the_padded_image(rng):
 def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
     # The page on devices: test_distribution_guide.py.
     pages = ("README.md", "docs/tuning.md", "docs/serving.md", "docs/labels.md", "docs/binary.md")
-    text = "".join((ROOT / page).read_text() for page in pages)
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = code_blocks("".join((ROOT / page).read_text() for page in pages))
     assert len(blocks[0].splitlines()) <= 16
     if keras.backend.backend() == "torch":  # It has no export.
         blocks = [block for block in blocks if "export(" not in block]
