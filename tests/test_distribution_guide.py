@@ -10,11 +10,8 @@ import pytest
 from pages import code_blocks
 from processes import ROOT, finish, free_addresses, start
 
-README = (ROOT / "README.md").read_text()
-QUICKSTART = code_blocks(README)[0]
 PAGE = (ROOT / "docs" / "devices.md").read_text()
-DATA = QUICKSTART[: QUICKSTART.index("model =")] + "\n"
-JAX, HEAD, MACHINES, MIRRORED, TPU = code_blocks(PAGE)
+DATA, JAX, HEAD, MACHINES, MIRRORED, TPU = code_blocks(PAGE)
 
 
 def on(backend):
