@@ -15,6 +15,7 @@ from processes import ROOT
 RESULTS = ROOT / "benchmarks" / "results"
 WHICH_LOSS = (ROOT / "docs" / "which_loss.md").read_text()
 METHOD = (ROOT / "docs" / "method.md").read_text()
+WITH_ERROR = r"[\d.]+ ± [\d.]+\d"
 BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
 
 
@@ -60,6 +61,9 @@ def test_accuracy(capsys):
     quoted = re.findall(r"(?m)^\| (?:ce|logit_adjusted|gca)[^`\n]*$", WHICH_LOSS)
     assert len(quoted) == 5
     assert all(row in summary.splitlines() for row in quoted)
+    for page in (WHICH_LOSS, METHOD):
+        assert re.findall(WITH_ERROR, page)
+        assert set(re.findall(WITH_ERROR, page)) <= set(re.findall(WITH_ERROR, BENCHMARKS))
 
 
 def cells(table):
