@@ -5,35 +5,57 @@ BIN := $(VENV)/bin
 # With JAX and PyTorch. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
+# The site; the tutorials and recipes.
+DOCS := .venv-docs
+RECIPES := .venv-recipes
 CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
-	functional keras_contract labels layers losses metrics numerics posterior round_trips serving \
+	functional keras_contract labels layers loops losses metrics numerics posterior round_trips serving \
 	targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-backends clean
+DEMO := examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 --epochs 60 \
+	--batch-size 32 --losses ce logit_adjusted gla gca
+
+.PHONY: demo test test-slow test-docs test-backends docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 \
-		--epochs 60 --batch-size 32 --losses ce logit_adjusted gla gca --output results/demo.jsonl
+	$(BIN)/python $(DEMO) --output results/demo.jsonl
+
+# The picture of the first page: the demo's, of the committed run.
+docs/img/demo.png: benchmarks/results/demo.jsonl
+	$(BIN)/python $(DEMO) --output $<
+	mv $(<:.jsonl=.png) $@
 
 test: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow and not docs" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+
+test-docs: $(RECIPES)/installed
+	$(RECIPES)/bin/pytest -m docs --numprocesses 2 tests/test_recipes.py tests/test_tutorials.py
 
 test-backends: $(BACKENDS)/installed
 	for backend in jax torch; do \
 		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 $(CORE) || exit 1; \
 	done
 
+# The site, in `site/`. A warning is an error: a broken link, a name that does not exist.
+docs: $(DOCS)/installed
+	$(DOCS)/bin/mkdocs build --strict
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[all,dev]"
+	touch $@
+
+$(RECIPES)/installed: pyproject.toml
+	$(PYTHON) -m venv $(RECIPES)
+	$(RECIPES)/bin/pip install --quiet --editable ".[all,dev,recipes]"
 	touch $@
 
 $(BACKENDS)/installed: pyproject.toml
@@ -42,5 +64,10 @@ $(BACKENDS)/installed: pyproject.toml
 	$(BACKENDS)/bin/pip install --quiet --editable ".[all,jax,dev]"
 	touch $@
 
+$(DOCS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(BACKENDS) results
+	rm -rf $(VENV) $(BACKENDS) $(DOCS) $(RECIPES) results site

@@ -7,13 +7,11 @@ import shlex
 
 import keras
 import pytest
+from pages import code_blocks
 from processes import ROOT, finish, free_addresses, start
 
-README = (ROOT / "README.md").read_text()
-QUICKSTART = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 PAGE = (ROOT / "docs" / "devices.md").read_text()
-DATA = QUICKSTART[: QUICKSTART.index("model =")] + "\n"
-JAX, HEAD, MACHINES, MIRRORED, TPU = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DATA, JAX, HEAD, MACHINES, MIRRORED, TPU = code_blocks(PAGE)
 
 
 def on(backend):
@@ -84,7 +82,7 @@ print(json.dumps(found))"""
 
 @on("tensorflow")
 def test_command_of_the_workers(tmp_path):
-    commands = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)[1].replace("\\\n", "")
+    commands = code_blocks(PAGE, "sh")[0].replace("\\\n", "")
     first, second = (shlex.split(line) for line in commands.splitlines())
     config = json.loads(second.pop(0).removeprefix("TF_CONFIG="))
     assert config["task"] == {"type": "worker", "index": 0}

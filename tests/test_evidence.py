@@ -4,6 +4,7 @@ import json
 import re
 
 import accuracy_report
+import consistency
 import fit_speed
 import labels
 import long_tailed_cifar
@@ -12,7 +13,9 @@ import tabular
 from processes import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
-README = (ROOT / "README.md").read_text()
+WHICH_LOSS = (ROOT / "docs" / "which_loss.md").read_text()
+METHOD = (ROOT / "docs" / "method.md").read_text()
+WITH_ERROR = r"[\d.]+ ± [\d.]+\d"
 BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
 
 
@@ -25,7 +28,7 @@ def test_demo():
             run["settings"]["loss"], f"`{run['settings']['loss']}`"
         )
         columns = ("balanced", "by posterior", "worst class", "many", "medium", "few")
-        assert " | ".join([f"| {name}", *(row[column] for column in columns)]) + " |" in README
+        assert " | ".join([f"| {name}", *(row[column] for column in columns)]) + " |" in WHICH_LOSS
 
 
 def test_labels():
@@ -55,9 +58,52 @@ def test_accuracy(capsys):
     # No table that the results no longer give.
     written = re.findall(r"(?m)^### .*, ratio .*$", BENCHMARKS)
     assert sorted(written) == sorted(table.splitlines()[0] for table in tables)
-    quoted = re.findall(r"(?m)^\| (?:ce|logit_adjusted|gca)[^`\n]*$", README)
+    quoted = re.findall(r"(?m)^\| (?:ce|logit_adjusted|gca)[^`\n]*$", WHICH_LOSS)
     assert len(quoted) == 5
     assert all(row in summary.splitlines() for row in quoted)
+    for page in (WHICH_LOSS, METHOD):
+        assert re.findall(WITH_ERROR, page)
+        assert set(re.findall(WITH_ERROR, page)) <= set(re.findall(WITH_ERROR, BENCHMARKS))
+
+
+def cells(table):
+    """Returns the cells of each row of a Markdown table by the first cell and the header."""
+    header, _, *rows = (
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    )
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def test_margins(capsys):
+    _, differences, *tables = report_sections(capsys, *sorted(RESULTS.glob("accuracy_*")))
+    setting = "digits, exponential, ratio 50, 60 epochs"
+    (measured,) = (cells(table) for table in tables if table.startswith(f"### {setting}"))
+    quoted = re.findall(r"(?m)^\| .*\(`(\w+)`\) \| (?:yes|no)? ?\| (.*) \|$", METHOD)
+    assert len(quoted) == 5
+    for name, found in quoted:
+        row = [measured[name]["logits"], measured[name]["posterior"]]
+        difference = cells(differences).get(f"{name} - weighted", {}).get(setting, "")
+        assert " | ".join([*row, difference]).strip() == found.strip()
+
+
+def test_consistency():
+    results = json.loads((RESULTS / "consistency.json").read_text())
+    columns = ("argmax of logits", "argmax of posterior", "attained")
+    rows = {
+        f"| {row['loss']} | {row['q']:g} | {' | '.join(f'{row[c]:.1f}' for c in columns)} |"
+        for row in results
+    }
+    assert rows <= set(BENCHMARKS.splitlines())
+    quoted = re.findall(r"(?m)^\| .*(?: \| \d+\.\d){3} \|$", METHOD)
+    assert len(quoted) == 8
+    assert set(quoted) <= rows
+    logits = consistency.counterexample()
+    for consistent, found in logits.items():
+        assert f"({found[0]:.3f}, {found[1]:.3f})" in METHOD
+        assert f"({found[0]:.3f}, {found[1]:.3f})" in BENCHMARKS
+        assert (found.argmax() == 1) == consistent
 
 
 def test_fit_speed(capsys):

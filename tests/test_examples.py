@@ -1,9 +1,8 @@
-"""The main job and the README, run as a user would."""
+"""The main job and the examples, run as a user would."""
 
 import functools
 import importlib
 import json
-import re
 
 import keras
 import long_tailed_cifar as main_job
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import segmentation
 import tabular
-from processes import ROOT
 
 mpl.use("Agg")
 
@@ -127,22 +125,6 @@ def test_crops_are_windows_of_the_padded_image(rng):
                 for step in (1, -1)
             ]
             assert any((image == window).all() for window in windows)
-
-
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_readme_runs_as_written(capsys, tmp_path, monkeypatch):
-    # The page on devices: test_distribution_guide.py.
-    pages = ("README.md", "docs/tuning.md", "docs/serving.md", "docs/labels.md", "docs/binary.md")
-    text = "".join((ROOT / page).read_text() for page in pages)
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks[0].splitlines()) <= 16
-    if keras.backend.backend() == "torch":  # It has no export.
-        blocks = [block for block in blocks if "export(" not in block]
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, "<page>", "exec"), namespace)
-    assert namespace["classes"].shape == (500,)
 
 
 def table_rows(printed):

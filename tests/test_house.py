@@ -2,17 +2,17 @@
 
 import ast
 import inspect
-import pathlib
 import sys
 
 import keras
 import pytest
+import rooms
 from processes import run
+from rooms import PATHS
 
 import keras_balanced
 from keras_balanced import callbacks, datasets, metrics, models, plots, serving, tuning
 
-PACKAGE = pathlib.Path(keras_balanced.__file__).parent
 # Each floor may import those below it, and nothing beside it but `batches`.
 FLOORS = [
     {"validation", "backends"},
@@ -37,11 +37,6 @@ OPTIONAL = {
 }
 # Where names that their owner keeps for itself may be used.
 PRIVATE_ROOMS = {"backends", "tuning.oracle"}
-PATHS = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path != PACKAGE / "__init__.py"
-}
 EXPORTS = {name: getattr(keras_balanced, name) for name in keras_balanced.__all__}
 CLASSES = {
     name: export
@@ -98,27 +93,6 @@ def test_registered_under_the_package(name):
     assert registered == f"keras_balanced>{name}"
 
 
-def imports(tree):
-    """Yields each module that is imported anywhere, also inside functions, by its full name."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module in PACKAGES:
-            yield from (
-                f"{node.module}.{alias.name}" if is_module(node.module, alias.name) else node.module
-                for alias in node.names
-            )
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-
-
-PACKAGES = ("keras_balanced", "keras_balanced.tuning")
-
-
-def is_module(package, name):
-    return f"{package}.{name}".removeprefix("keras_balanced.") in PATHS
-
-
 def test_every_module_has_its_floor():
     assert {name for floor in FLOORS for name in floor} == set(PATHS)
 
@@ -129,7 +103,7 @@ def test_imports_keep_to_their_floor(name):
     below = {f"keras_balanced.{room}" for floor in FLOORS[:level] for room in floor}
     below |= {"keras_balanced.batches"} if level else set()
     text = PATHS[name].read_text()
-    for module in imports(ast.parse(text)):
+    for module in rooms.imports(ast.parse(text)):
         top = module.split(".")[0]
         if top == "keras_balanced":
             # `tuning/__init__` names its rooms for whoever asks.
@@ -140,7 +114,7 @@ def test_imports_keep_to_their_floor(name):
             assert top in {"keras", "numpy", *sys.stdlib_module_names}, module
     assert "keras.src" not in text
     if name in {"validation", "surrogates"}:
-        assert "keras" not in imports(ast.parse(text))
+        assert "keras" not in rooms.imports(ast.parse(text))
 
 
 @pytest.mark.parametrize("name", sorted(PATHS.keys() - PRIVATE_ROOMS))
@@ -168,6 +142,15 @@ def test_no_module_is_too_long(name):
             doc = node.body[0]
             lines[doc.lineno - 1 : doc.end_lineno] = [None] * (doc.end_lineno - doc.lineno + 1)
     assert sum(line is not None for line in lines) <= 450
+
+
+def test_picture_of_the_house_is_that_of_the_code():
+    page = rooms.PAGE.read_text()
+    assert rooms.graph() in page
+    assert rooms.with_graph(page) == page
+    assert "surrogates --> validation" in rooms.graph()
+    # What comes by way of another room is left out.
+    assert "losses --> validation" not in rooms.graph()
 
 
 def test_import_changes_no_other_package():

@@ -1,0 +1,128 @@
+"""The recipes, each by itself: `make test-docs`. The loops of one's own: `test_loops.py`."""
+
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+from pages import code_blocks, run_blocks, sections
+from sklearn.base import clone
+from sklearn.metrics import balanced_accuracy_score
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+import keras_balanced
+
+pytestmark = pytest.mark.docs
+RECIPES = sections("docs/recipes.md")
+
+
+@pytest.fixture
+def follow(tmp_path, monkeypatch):
+    """Returns `follow(heading)`: runs a recipe; `replace` are edits that a reader would make."""
+    monkeypatch.chdir(tmp_path)
+
+    def follow(heading, *replace, **variables):
+        text = RECIPES[heading]
+        for old, new in replace:
+            assert old in text
+            text = text.replace(old, new)
+        return run_blocks(RECIPES[""], text, **variables)
+
+    return follow
+
+
+def score(found):
+    return balanced_accuracy_score(found["y_test"], found["classes"])
+
+
+@pytest.mark.parametrize("heading", RECIPES)
+def test_recipes_are_short(heading):
+    for block in code_blocks(RECIPES[heading]):
+        assert sum(bool(line.strip()) for line in block.splitlines()) <= 26
+
+
+def test_keras_hub(follow):
+    pytest.importorskip("keras_hub")
+    again = "loaded.compile("
+    found = follow("KerasHub: an image classifier", (again, f"first = loaded.loss\n{again}"))
+    assert not isinstance(found["first"], keras_balanced.GLALoss)  # Hence: compile again.
+    assert found["loaded"].loss.get_config() == found["model"].loss.get_config()
+    scores = [
+        model.evaluate(found["x_test"] / 255, found["y_test"], verbose=0)
+        for model in (found["model"], found["loaded"])
+    ]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+def test_scikit_learn(follow):
+    found = follow("scikit-learn and imbalanced-learn")
+    assert found["scores"].shape == (3,)
+    assert found["scores"].min() > 0.5  # It trained more than the one epoch of Keras's default.
+    # The prior of the pipeline's model is that of what the sampler gave it.
+    _, resampled = found["resample"].fit_resample(found["flat"], found["y"])
+    counts = np.bincount(resampled)
+    assert counts.min() == 30 > np.bincount(found["y"]).min()
+    loss = found["pipeline"][-1].model_.loss
+    np.testing.assert_allclose(loss.get_config()["priors"], counts / counts.sum())
+    assert score(found) > 0.5
+    # Why the recipe gives the epochs to `cross_val_score`.
+    wrapper = keras.wrappers.SKLearnClassifier(found["build_compiled"], fit_kwargs={"epochs": 3})
+    assert not clone(wrapper).fit_kwargs
+
+
+def test_tensorboard(follow, tmp_path):
+    follow("TensorBoard: the recall of each class")
+    (events,) = (tmp_path / "results/board/validation").glob("events.*")
+    steps = Counter(
+        value.tag for event in EventFileLoader(str(events)).Load() for value in event.summary.value
+    )
+    assert [steps[f"epoch_recall_digit {k}"] for k in range(10)] == [2] * 10
+
+
+def test_callbacks_of_keras_stop_at_a_vector(tmp_path):
+    x, y = np.eye(3, dtype="float32"), np.arange(3)
+    model = keras.Sequential([keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=[keras_balanced.ClassRecall(3)])
+    with pytest.raises(ValueError, match="Expected scalar shape"):
+        model.fit(x, y, callbacks=[keras.callbacks.TensorBoard(tmp_path)], verbose=0)
+    stop = keras.callbacks.EarlyStopping("class_recall", mode="max")
+    with pytest.raises(ValueError, match="truth value of an array"):
+        model.fit(x, y, epochs=2, callbacks=[stop], verbose=0)
+
+
+@pytest.mark.parametrize("layer", ["MixUp(alpha=0.2, seed=0)", "CutMix(seed=0)"])
+def test_mixing(follow, layer):
+    found = follow("MixUp and CutMix", ("MixUp(alpha=0.2, seed=0)", layer))
+    targets = np.concatenate([targets for _ in range(50) for _, targets in found["data"]])
+    assert (np.count_nonzero(targets, axis=-1) == 2).mean() > 0.3  # Soft.
+    mix = targets.mean(axis=0)
+    np.testing.assert_allclose(mix, found["prior"].priors, rtol=0.1)
+    found["classes"] = found["model"].predict(found["x_test"], verbose=0).argmax(axis=-1)
+    assert score(found) > 0.6
+
+
+def test_resuming(follow):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    heading = "Resuming a training"
+    stop = ("callbacks=[backup]", "callbacks=[backup, interrupt]")
+    with pytest.raises(KeyboardInterrupt):
+        follow(heading, stop, interrupt=Interrupt())
+    found = follow(heading)
+    assert found["history"].epoch == [3, 4]
+    assert found["loaded"].loss.get_config() == found["model"].loss.get_config()
+    assert found["loaded"].loss.get_config()["q"] == 0.1
+
+
+def test_two_phases(follow):
+    found = follow("Two phases: cross-entropy, then GCA")
+    first = follow(
+        "Two phases: cross-entropy, then GCA",
+        ("GCALoss(prior)", "GLALoss(prior, tau=0)"),
+        ("loss.posterior(model.predict(x_test, verbose=0))", "model.predict(x_test, verbose=0)"),
+    )
+    assert score(found) > score(first)
