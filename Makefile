@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # All three backends of Keras. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
+# The oldest versions that pyproject.toml admits, and the wheel with TensorFlow alone.
+LOWEST := .venv-lowest
+WHEEL := .venv-wheel
 CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
 	functional keras_contract labels layers losses metrics numerics posterior round_trips serving \
 	targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-backends clean
+.PHONY: demo test test-slow test-backends test-lowest test-wheel build clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 \
@@ -31,6 +34,21 @@ test-backends: $(BACKENDS)/installed
 		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 $(CORE) || exit 1; \
 	done
 
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/pytest --numprocesses 2 $(CORE) $(wildcard tests/test_tuning*.py tests/test_serving*.py)
+
+test-wheel: build
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/pip install --quiet "$$(echo dist/*.whl)[tensorflow]"
+	$(WHEEL)/bin/python -I tests/wheel.py
+
+build:
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/pip install --quiet build twine
+	rm -rf dist
+	$(WHEEL)/bin/python -m build
+	$(WHEEL)/bin/twine check --strict dist/*
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[all,dev]"
@@ -42,5 +60,14 @@ $(BACKENDS)/installed: pyproject.toml
 	$(BACKENDS)/bin/pip install --quiet --editable ".[all,jax,dev]"
 	touch $@
 
+$(LOWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra all pyproject.toml \
+		--python $(LOWEST) --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/lowest.txt \
+		--editable ".[all,dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(BACKENDS) results
+	rm -rf $(VENV) $(BACKENDS) $(LOWEST) $(WHEEL) dist results
