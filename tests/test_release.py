@@ -34,6 +34,7 @@ def jobs():
             "github-issue-forms",
             [GITHUB / "ISSUE_TEMPLATE" / "bug.yml", GITHUB / "ISSUE_TEMPLATE" / "feature.yml"],
         ),
+        ("readthedocs", [ROOT / ".readthedocs.yaml"]),
         ("citation-file-format", [ROOT / "CITATION.cff"]),
     ],
 )
