@@ -8,6 +8,9 @@ TORCH ?= torch
 # The site; the tutorials and recipes.
 DOCS := .venv-docs
 RECIPES := .venv-recipes
+# The oldest versions that pyproject.toml admits, and the wheel with TensorFlow alone.
+LOWEST := .venv-lowest
+WHEEL := .venv-wheel
 CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
 	functional keras_contract labels layers loops losses metrics numerics posterior round_trips serving \
 	targets)
@@ -17,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 DEMO := examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 --epochs 60 \
 	--batch-size 32 --losses ce logit_adjusted gla gca
 
-.PHONY: demo test test-slow test-docs test-backends docs clean
+.PHONY: demo test test-slow test-docs test-backends test-lowest test-wheel docs build clean
 
 demo: $(VENV)/installed
 	$(BIN)/python $(DEMO) --output results/demo.jsonl
@@ -48,6 +51,22 @@ test-backends: $(BACKENDS)/installed
 docs: $(DOCS)/installed
 	$(DOCS)/bin/mkdocs build --strict
 
+# Old releases warn of newer ones of what they stand on: here warnings are no errors.
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/pytest -W default --numprocesses 2 $(CORE) $(wildcard tests/test_tuning*.py tests/test_serving*.py)
+
+test-wheel: build
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/pip install --quiet "$$(echo dist/*.whl)[tensorflow]"
+	$(WHEEL)/bin/python -I tests/wheel.py
+
+build:
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/pip install --quiet build twine
+	rm -rf dist
+	$(WHEEL)/bin/python -m build
+	$(WHEEL)/bin/twine check --strict dist/*
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[all,dev]"
@@ -69,5 +88,14 @@ $(DOCS)/installed: pyproject.toml
 	$(DOCS)/bin/pip install --quiet --editable ".[docs]"
 	touch $@
 
+$(LOWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra all pyproject.toml \
+		--python $(LOWEST) --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/lowest.txt \
+		--editable ".[all,dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(BACKENDS) $(DOCS) $(RECIPES) results site
+	rm -rf $(VENV) $(BACKENDS) $(DOCS) $(RECIPES) $(LOWEST) $(WHEEL) dist results site
