@@ -1,0 +1,165 @@
+"""When does a large q pay? Where the network would memorise wrong labels.
+
+    python benchmarks/memorisation.py --picture docs/img/memorisation.png
+
+Reads the trainings of `accuracy.py --label-noise`, and pairs logit adjustment with GLA of q = 0.7
+and tau = 1, trained on the same labels with the same seed. Prints the gain of each cell (data,
+ratio, images, epochs, noise) beside the fraction of the wrong labels that logit adjustment
+memorised, their rank correlation over trainings with an interval over cells, and how often a
+rule that some of the cells gave (`RULE`) is right about the others.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+from collections import defaultdict
+
+import numpy as np
+from scipy import stats
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT / "examples"))
+
+import accuracy_report  # noqa: E402
+import long_tailed_cifar  # noqa: E402
+
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("noise_*.jsonl"))
+BASE, LOSS = "logit_adjusted", "gla_q0.7_tau1"
+# GLA is to gain where logit adjustment memorises more of the wrong labels than this, in percent.
+RULE = 60
+AXES = ("dataset", "ratio", "label_noise", "n_max", "epochs")
+
+
+def pairs_of(paths):
+    """Returns `{cell: [(memorised by the base, gain), ...]}`, both in percent, over the seeds."""
+    runs = defaultdict(dict)
+    for path in paths:
+        for run in long_tailed_cifar.read_results(path):
+            settings = {**run["settings"], **run["recipe"]}
+            if settings["held_out"] == 0 and "label_noise" in settings:
+                cell = tuple(settings.get(name) for name in AXES)
+                runs[cell][settings["seed"], settings["loss"]] = run["result"]
+    pairs = {}
+    for cell, results in runs.items():
+        seeds = sorted({seed for seed, loss in results if loss == LOSS})
+        of_seeds = [(results.get((seed, BASE)), results[seed, LOSS]) for seed in seeds]
+        pairs[cell] = [
+            (100 * base["memorised"], balanced(loss) - balanced(base))
+            for base, loss in of_seeds
+            if base is not None
+        ]
+    return {cell: of_cell for cell, of_cell in sorted(pairs.items(), key=str) if of_cell}
+
+
+def balanced(result):
+    return 100 * statistics.mean(accuracy_report.known(result["recalls"]))
+
+
+def correlation(pairs, draws=2000):
+    """Returns Spearman's rank correlation over trainings, and its 95% interval over cells."""
+    cells = [np.array(of_cell) for of_cell in pairs.values()]
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(draws):
+        points = np.concatenate([cells[i] for i in rng.integers(0, len(cells), len(cells))])
+        if np.ptp(points, axis=0).all():
+            drawn.append(stats.spearmanr(*points.T).statistic)
+    points = np.concatenate(cells)
+    return stats.spearmanr(*points.T).statistic, *np.quantile(drawn, [0.025, 0.975])
+
+
+def threshold(pairs):
+    """Returns the fraction memorised, in percent, that best tells gains from losses."""
+    points = np.array(sorted(point for of_cell in pairs.values() for point in of_cell))
+    cuts = np.concatenate([[0.0], (points[1:, 0] + points[:-1, 0]) / 2])
+    right = [((points[:, 0] > cut) == (points[:, 1] > 0)).sum() for cut in cuts]
+    return float(cuts[int(np.argmax(right))])
+
+
+def is_of_the_rule(cell):
+    settings = dict(zip(AXES, cell, strict=True))
+    return settings["n_max"] == 400 or (settings["dataset"], settings["ratio"]) == ("digits", 10)
+
+
+def cell_name(cell):
+    dataset, ratio, noise, n_max, epochs = cell
+    kind, rate = noise.split(":")
+    images = f", {n_max} images" if n_max else ""
+    return f"{dataset}, ratio {ratio:g}{images}, {epochs} epochs, {float(rate):.0%} {kind}"
+
+
+def report(pairs):
+    print("| cell | seeds | memorised, % | gain | the rule says | seeds right |")
+    print("|---|---|---|---|---|---|")
+    for cell, of_cell in sorted(pairs.items(), key=lambda item: not is_of_the_rule(item[0])):
+        memorised = statistics.mean(m for m, _ in of_cell)
+        gains = [gain for _, gain in of_cell]
+        error = f" ± {np.std(gains, ddof=1) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
+        right = sum((m > RULE) == (gain > 0) for m, gain in of_cell)
+        says = "gain" if memorised > RULE else "loss"
+        note = " (of the rule)" if is_of_the_rule(cell) else ""
+        print(
+            f"| {cell_name(cell)}{note} | {len(of_cell)} | {memorised:.0f} "
+            f"| {statistics.mean(gains):+.1f}{error} | {says} | {right} |"
+        )
+    value, low, high = correlation(pairs)
+    others = [point for cell in pairs if not is_of_the_rule(cell) for point in pairs[cell]]
+    right = sum((m > RULE) == (gain > 0) for m, gain in others)
+    print(
+        f"\nRank correlation over {sum(map(len, pairs.values()))} trainings {value:.2f}, "
+        f"95% interval over cells {low:.2f} to {high:.2f}. Outside the cells that it was made of, "
+        f"the rule is right for {right} of {len(others)} trainings."
+    )
+
+
+def draw(pairs, path):
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for dataset, marker in (("digits", "s"), ("cifar10", "o"), ("cifar100", "^")):
+        for of_the_rule in (True, False):
+            points = [
+                point
+                for cell, of_cell in pairs.items()
+                if cell[0] == dataset and is_of_the_rule(cell) == of_the_rule
+                for point in of_cell
+            ]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker,
+                    fillstyle="none" if of_the_rule else "full",
+                    label=dataset + (", the rule's" if of_the_rule else ""),
+                )
+    axes.axhline(0, color="gray", linewidth=1)
+    axes.axvline(RULE, color="gray", linewidth=1, linestyle=":")
+    axes.set(
+        xlabel="wrong labels that logit adjustment memorised, %",
+        ylabel="gain of GLA, q = 0.7, tau = 1, points",
+    )
+    axes.legend()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--picture", type=pathlib.Path)
+    args = parser.parse_args(argv)
+    pairs = pairs_of(RESULTS)
+    report(pairs)
+    print(f"\nThe threshold that the first cells give: {made_of(pairs):.0f}%.")
+    if args.picture is not None:
+        draw(pairs, args.picture)
+
+
+def made_of(pairs):
+    """Returns the threshold that the cells of the rule give."""
+    return threshold({cell: of_cell for cell, of_cell in pairs.items() if is_of_the_rule(cell)})
+
+
+if __name__ == "__main__":
+    main()
