@@ -2,12 +2,14 @@
 
     python benchmarks/accuracy.py --protocol quick --output benchmarks/results/digits.jsonl
     python benchmarks/accuracy.py --protocol cpu --output benchmarks/results/cifar10.jsonl
+    python benchmarks/accuracy.py --label-noise uniform:0.2 uniform:0.4 --output noise.jsonl
     python benchmarks/accuracy.py --report benchmarks/results/digits.jsonl
 
-The seed of the subset and of the training move together. With several `--l2`, each loss chooses
-its own on a stratified hold-out of the tail at the first seed, by the argmax of its logits. Then it
-trains on the whole tail, and its last epoch is tested once. Every training is appended to
-`--output` as a line of JSON as it ends, and a rerun does what is missing. On TensorFlow or JAX.
+The seeds of the subset, of its label noise and of the training move together. With several `--l2`,
+each loss chooses its own on a stratified hold-out of the tail at the first seed, by the argmax of
+its logits. Then it trains on the whole tail, and its last epoch is tested once. Every training is
+appended to `--output` as a line of JSON as it ends, and a rerun does what is missing. On TensorFlow
+or JAX.
 """
 
 import argparse
@@ -59,6 +61,8 @@ class Protocol(NamedTuple):
     l2: tuple
     augment: bool = True
     profiles: tuple = ("exponential",)
+    label_noise: tuple = (None,)
+    n_max: tuple = (None,)
     learning_rate: float = 0.1
     warmup_epochs: int = 5
 
@@ -124,16 +128,16 @@ METHODS = {
     "gca_deferred": Method(CE, then=gca()),
     "gca_consistent_deferred": Method(CE, then=gca(consistent=True)),
     # GLA: q and tau.
-    **{f"gla_q{q}": Method(gla(q=q)) for q in (0.1, 0.2, 0.3, 0.5)},
-    **{f"gla_q{q}_tau1": Method(gla(q=q, tau=1)) for q in (0.1, 0.2, 0.3, 0.5)},
+    **{f"gla_q{q}": Method(gla(q=q)) for q in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)},
+    **{f"gla_q{q}_tau1": Method(gla(q=q, tau=1)) for q in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)},
     "gla_q0_then_q0.3": Method(gla(), then=gla(q=0.3)),
     # GCA: margins and q.
     "gca": Method(gca()),
-    "gca_q0.2": Method(gca(q=0.2)),
+    **{f"gca_q{q}": Method(gca(q=q)) for q in (0.2, 0.5, 0.7)},
     "gca_consistent": Method(gca(consistent=True)),
     **{f"gca_consistent_q{q}": Method(gca(q=q, consistent=True)) for q in (0.2, 0.4)},
     "gca_consistent_q0_then_q0.3": Method(gca(consistent=True), then=gca(q=0.3, consistent=True)),
-    **{f"gca_none_q{q}": Method(gca(q=q, margins=None)) for q in (0.2, 0.4)},
+    **{f"gca_none_q{q}": Method(gca(q=q, margins=None)) for q in (0.2, 0.4, 0.5, 0.7)},
     "gca_counts": Method(gca_counts()),
     "gca_counts_consistent": Method(gca_counts(consistent=True)),
     "gca_counts_consistent_q0.2": Method(gca_counts(q=0.2, consistent=True)),
@@ -183,7 +187,7 @@ PROTOCOLS = {
         l2=(1e-4, 5e-4),
     ),
 }
-CONDITIONS = ("datasets", "profiles", "ratios", "losses", "seeds", "l2")
+CONDITIONS = ("datasets", "profiles", "ratios", "label_noise", "n_max", "losses", "seeds", "l2")
 
 
 def parse_arguments(argv=None):
@@ -194,6 +198,14 @@ def parse_arguments(argv=None):
     parser.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
     parser.add_argument("--profiles", nargs="+", choices=datasets.PROFILES)
     parser.add_argument("--ratios", nargs="+", type=float)
+    parser.add_argument(
+        "--label-noise",
+        nargs="+",
+        type=label_noise,
+        metavar="NOISE",
+        help="none, uniform:RATE or pair:RATE; RATE of the training labels are wrong",
+    )
+    parser.add_argument("--n-max", nargs="+", type=int, help="images of the largest class")
     parser.add_argument("--losses", nargs="+", choices=METHODS, metavar="LOSS")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--l2", nargs="+", type=float)
@@ -224,6 +236,12 @@ def parse_arguments(argv=None):
             raise ValueError(f"`l2` must not be negative. Received: {args.recipe.l2}")
         for ratio in args.recipe.ratios:
             datasets.check_imbalance(ratio, "step")
+            for n_max in args.recipe.n_max:
+                if n_max is not None and n_max < ratio:
+                    raise ValueError(
+                        "`n_max` must be at least the imbalance ratio. "
+                        f"Received: n_max={n_max}, ratio={ratio:g}"
+                    )
         for name in args.recipe.datasets:
             if SIDES[name] % args.recipe.size:
                 raise ValueError(
@@ -235,6 +253,20 @@ def parse_arguments(argv=None):
     return args
 
 
+def label_noise(text):
+    """Returns `kind:rate` in one spelling, `None` for `none`."""
+    if text == "none":
+        return None
+    kind, _, rate = text.partition(":")
+    with contextlib.suppress(ValueError):
+        if kind in ("uniform", "pair") and 0 < float(rate) < 1:
+            return f"{kind}:{float(rate):g}"
+    raise argparse.ArgumentTypeError(
+        "label noise must be none, uniform:RATE or pair:RATE with a RATE in (0, 1). "
+        f"Received: {text}"
+    )
+
+
 def accelerated():
     # To ask for a kind that is not there is an error on JAX.
     return any(not name.startswith("cpu") for name in keras.distribution.list_devices())
@@ -242,10 +274,20 @@ def accelerated():
 
 def conditions(recipe):
     """Returns the settings of every final training but its L2, seeds first."""
-    names = ("seed", "dataset", "profile", "ratio", "loss")
-    ratios = map(float, recipe.ratios)
-    values = (recipe.seeds, recipe.datasets, recipe.profiles, ratios, recipe.losses)
-    return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+    axes = {
+        "seed": recipe.seeds,
+        "dataset": recipe.datasets,
+        "profile": recipe.profiles,
+        "ratio": map(float, recipe.ratios),
+        "label_noise": recipe.label_noise,
+        "n_max": recipe.n_max,
+        "loss": recipe.losses,
+    }
+    # What is not asked for is not in the settings, so that results from before it existed count.
+    return [
+        {name: value for name, value in zip(axes, point, strict=True) if value is not None}
+        for point in itertools.product(*axes.values())
+    ]
 
 
 def selections(recipe):
@@ -296,11 +338,36 @@ def key_of(settings, recipe):
 
 
 @functools.lru_cache(maxsize=1)
-def load(dataset, ratio, profile, seed, held_out, size):
-    """Returns `(train, evaluation)` images of `size` pixels a side and labels."""
-    parts = datasets.load(dataset, ratio, profile, seed, held_out)
-    # With a hold-out the test set is not touched.
-    return [(shrink(x, size), y) for x, y in (parts[0], parts[1])]
+def load(dataset, ratio, profile, seed, held_out, size, label_noise=None, n_max=None):
+    """Returns `(x, y)` to train on and to evaluate on, and the true labels of the first.
+
+    The images have `size` pixels a side. A hold-out has noisy labels too, as a user's would, and
+    with one the test set is not touched.
+    """
+    (x, true), evaluation = datasets.load(dataset, ratio, profile, seed, max_count=n_max)
+    y = true if label_noise is None else with_noise(true, label_noise, seed)
+    if held_out:
+        fit, rest = datasets.stratified_split(y, held_out, seed)
+        evaluation = x[rest], y[rest]
+        x, y, true = x[fit], y[fit], true[fit]
+    return (shrink(x, size), y), (shrink(evaluation[0], size), evaluation[1]), true
+
+
+def with_noise(y, noise, seed):
+    """Returns the labels, each wrong with the probability in `noise`.
+
+    A wrong label is one of the other classes, all as likely (`uniform:RATE`), or the next class,
+    after the last the first (`pair:RATE`). What leaves a class without a label is drawn anew.
+    """
+    kind, rate = noise.split(":")
+    num_classes = int(y.max()) + 1
+    rng = np.random.default_rng([seed, 1])
+    while True:
+        wrong = rng.random(len(y)) < float(rate)
+        steps = rng.integers(1, num_classes, len(y)) if kind == "uniform" else 1
+        noisy = np.where(wrong, (y + steps) % num_classes, y)
+        if np.bincount(noisy, minlength=num_classes).all():
+            return noisy
 
 
 def shrink(images, size):
@@ -379,8 +446,11 @@ def build(method, x, y, l2, recipe):
 def run(job):
     """Trains and evaluates once; returns the line of the results."""
     settings, recipe = job
-    train, evaluation = load(
-        *(settings[k] for k in ("dataset", "ratio", "profile", "seed", "held_out")), recipe.size
+    train, evaluation, true = load(
+        *(settings[k] for k in ("dataset", "ratio", "profile", "seed", "held_out")),
+        recipe.size,
+        settings.get("label_noise"),
+        settings.get("n_max"),
     )
     keras.utils.clear_session()
     keras.utils.set_random_seed(settings["seed"])
@@ -413,14 +483,19 @@ def run(job):
             )
     seconds = time.perf_counter() - start
     of_logits, of_posterior = evaluate(model, loss, evaluation, counts)
+    predicted = predict(model, train[0])
     result = {
         "class_counts": counts.tolist(),
-        "train_recalls": evaluate(model, loss, train, counts)[0],
+        "train_recalls": recalls(train[1], predicted),
         "recalls": of_logits,
         "recalls_of_posterior": of_posterior,
         "seconds": round(seconds, 2),
         "images_per_second": round(len(train[1]) * recipe.epochs / seconds),
     }
+    if "label_noise" in settings:
+        wrong = train[1] != true
+        memorised = hits(train[1], predicted)[wrong]
+        result["memorised"] = round(float(memorised.mean()), 6) if wrong.any() else None
     return {
         "settings": settings,
         "recipe": recipe_of(recipe),
@@ -448,7 +523,7 @@ def commit():
 def evaluate(model, loss, data, counts):
     """Returns the recalls of the argmax of the logits and of the posterior."""
     x, y = data
-    logits = model.predict(x, batch_size=500, verbose=0)
+    logits = predict(model, x)
     uniform = np.full(len(counts), 1 / len(counts))
     posterior = [
         keras.ops.convert_to_numpy(loss.posterior(logits[i : i + 1000], uniform))
@@ -457,12 +532,20 @@ def evaluate(model, loss, data, counts):
     return recalls(y, logits), recalls(y, np.concatenate(posterior))
 
 
+def predict(model, x):
+    return model.predict(x, batch_size=500, verbose=0)
+
+
+def hits(y, scores):
+    """Returns where the argmax is the label; what is not finite is wrong."""
+    return (scores.argmax(axis=-1) == y) & np.isfinite(scores).all(axis=-1)
+
+
 def recalls(y, scores):
-    """Returns the recall of each class; what is not finite is wrong."""
-    right = (scores.argmax(axis=-1) == y) & np.isfinite(scores).all(axis=-1)
-    of = np.bincount(y, minlength=scores.shape[-1])
-    hits = np.bincount(y[right], minlength=scores.shape[-1])
-    return [round(h / n, 6) if n else None for h, n in zip(hits.tolist(), of.tolist(), strict=True)]
+    """Returns the recall of each class."""
+    of = np.bincount(y, minlength=scores.shape[-1]).tolist()
+    right = np.bincount(y[hits(y, scores)], minlength=scores.shape[-1]).tolist()
+    return [round(h / n, 6) if n else None for h, n in zip(right, of, strict=True)]
 
 
 def run_all(jobs, recipe, results, output, workers):
@@ -492,7 +575,8 @@ def run_all(jobs, recipe, results, output, workers):
             passed = time.perf_counter() - start
             print(
                 f"{done}/{len(missing)} {passed / 60:.1f} min  {settings['dataset']} "
-                f"{settings['profile']} {settings['ratio']:g} seed {settings['seed']} "
+                f"{settings['profile']} {settings['ratio']:g} {settings.get('label_noise', '')} "
+                f"seed {settings['seed']} "
                 f"l2 {settings['l2']:g} {settings['loss']}: "
                 f"{100 * np.mean(accuracy_report.known(result['recalls'])):.1f} "
                 f"{100 * np.mean(accuracy_report.known(result['recalls_of_posterior'])):.1f}",

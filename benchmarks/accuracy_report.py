@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections import defaultdict
 
@@ -30,6 +31,7 @@ PAIRS = (
     ("gla_q0.2", "logit_adjusted"),
     ("gla_q0.3", "logit_adjusted"),
     ("gla_q0.5", "logit_adjusted"),
+    *((f"gla_q{q}_tau1", "logit_adjusted") for q in (0.7, 0.9)),
     ("gla_q0.2_tau1", "gla_q0.2"),
     ("gla_q0.3_tau1", "gla_q0.3"),
     ("gla_q0.5_tau1", "gla_q0.5"),
@@ -52,13 +54,15 @@ def report(paths, pictures=None):
         for run in long_tailed_cifar.read_results(path):
             settings = run["settings"]
             names = ("dataset", "profile", "ratio", "held_out")
-            condition = json.dumps([[settings[name] for name in names], run["recipe"]])
+            values = [settings[name] for name in names]
+            values += [settings.get("label_noise", ""), settings.get("n_max", 0)]
+            condition = json.dumps([values, run["recipe"]])
             tables[condition][settings["loss"], settings["l2"]][settings["seed"]] = run["result"]
     tables = dict(sorted(tables.items(), key=lambda item: json.loads(item[0])[0]))
     tested = {
         condition: of_losses
         for condition, of_losses in tables.items()
-        if not json.loads(condition)[0][-1]
+        if not json.loads(condition)[0][3]
     }
     print_summary(tested)
     print_pairs(tested)
@@ -71,14 +75,19 @@ def report(paths, pictures=None):
         print_table(of_losses)
         if pictures is not None:
             pictures.mkdir(parents=True, exist_ok=True)
-            path = pictures / f"{title.replace(', ', '_').replace(' ', '_')}.png"
+            path = pictures / (re.sub(r"[^\w.-]+", "_", title) + ".png")
             draw(of_losses, title, path)
             print(f"\nPicture: {path}")
 
 
 def title_of(condition):
-    (dataset, profile, ratio, held_out), recipe = json.loads(condition)
+    (dataset, profile, ratio, held_out, noise, n_max), recipe = json.loads(condition)
     title = f"{dataset}, {profile}, ratio {ratio:g}, {recipe['epochs']} epochs"
+    if n_max:
+        title += f", at most {n_max} images of a class"
+    if noise:
+        kind, rate = noise.split(":")
+        title += f", {float(rate):.0%} wrong labels ({kind})"
     return title + (f", on {held_out:.0%} of the tail, held out" if held_out else "")
 
 
@@ -125,6 +134,8 @@ def decided(of_losses, name):
 def print_table(of_losses):
     bases = {name: values for name in BASES if (values := decided(of_losses, name))}
     columns = ["loss", "L2", "seeds", "logits", "posterior", "worst class", "train"]
+    noisy = any("memorised" in run for runs in of_losses.values() for run in runs.values())
+    columns += ["memorised"] if noisy else []
     columns += [f"logits - {base}" for base in bases]
     columns += [f"posterior - {base}" for base in bases if BY_POSTERIOR in base]
     rows = []
@@ -135,6 +146,9 @@ def print_table(of_losses):
         worst = [100 * min(known(run["recalls"])) for run in runs.values()]
         row.append(f"{statistics.mean(worst):.1f}")
         row.append(f"{statistics.mean(balanced(runs, 'train_recalls').values()):.1f}")
+        if noisy:
+            memorised = known([run["memorised"] for run in runs.values()])
+            row.append(f"{100 * statistics.mean(memorised):.1f}" if memorised else "")
         row += ["" if loss == base else difference(logits, bases[base]) for base in bases]
         row += [
             "" if loss + BY_POSTERIOR == base else difference(posterior, bases[base])

@@ -25,7 +25,7 @@ CASES = {"quick": ("digits", 50), "cpu": ("cifar10", 100)}
 def measure(name, rounds, images_a_turn):
     recipe = accuracy.PROTOCOLS[name]
     dataset, ratio = CASES[name]
-    (x, y), _ = accuracy.load(dataset, ratio, "exponential", 0, 0.0, recipe.size)
+    (x, y), *_ = accuracy.load(dataset, ratio, "exponential", 0, 0.0, recipe.size)
     method = accuracy.METHODS["ce"]
 
     model = accuracy.build(method, x, y, recipe.l2[0], recipe)

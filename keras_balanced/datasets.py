@@ -191,6 +191,7 @@ def load(
     profile: Profile = "exponential",
     seed: int = 0,
     validation_split: float = 0.0,
+    max_count: int | None = None,
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Loads a long-tailed train set of images and its balanced test set.
 
@@ -204,6 +205,8 @@ def load(
         seed: Seed of the choice of images. The test set does not depend on it.
         validation_split: Fraction of the long tail held out by `stratified_split`, to choose
             with. 0 (default) holds out nothing.
+        max_count: Images that class 0 keeps. `None` is the size of the smallest class: 124 of
+            digits, 5,000 of CIFAR-10, 500 of CIFAR-100.
 
     Returns:
         `(x_train, y_train), (x_test, y_test)`, or with a `validation_split`
@@ -229,7 +232,8 @@ def load(
             f"`validation_split` must be in [0, 1). Received: validation_split={validation_split!r}"
         )
     (x, y), test = _load_digits() if name == "digits" else _load_cifar(name)
-    x, y = long_tail(x, y, imbalance_ratio, profile, _CIFAR_MAX_COUNT.get(name), seed)
+    max_count = _CIFAR_MAX_COUNT.get(name) if max_count is None else max_count
+    x, y = long_tail(x, y, imbalance_ratio, profile, max_count, seed)
     if validation_split == 0:
         return (x, y), test
     fit, held_out = stratified_split(y, validation_split, seed)

@@ -1,6 +1,7 @@
 """The accuracy benchmark: the losses of other papers, the recipe, resuming, the report."""
 
 import json
+import pathlib
 
 import accuracy
 import accuracy_report
@@ -343,6 +344,79 @@ def test_the_hold_out_leaves_the_test_set_alone():
     assert {image.tobytes() for image in held_out[1][0]} <= tail
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("uniform", 0.4), ("pair", 0.2)])
+def test_noise_makes_labels_wrong(kind, rate):
+    y = np.repeat(np.arange(5), 2000)
+    noisy = accuracy.with_noise(y, f"{kind}:{rate}", seed=3)
+    assert abs((noisy != y).mean() - rate) < 0.02
+    by_class = np.array([np.bincount((noisy - y)[y == k] % 5, minlength=5) for k in range(5)])
+    to_each = by_class[:, 1:] / 2000
+    expected = rate / 4 if kind == "uniform" else np.array([rate, 0, 0, 0])
+    np.testing.assert_allclose(to_each, np.broadcast_to(expected, (5, 4)), atol=0.04)
+    np.testing.assert_array_equal(accuracy.with_noise(y, f"{kind}:{rate}", seed=3), noisy)
+    assert (accuracy.with_noise(y, f"{kind}:{rate}", seed=4) != noisy).any()
+
+
+def test_noise_leaves_every_class_a_label():
+    y = np.array([0] * 20 + [1])
+    for seed in range(20):  # The one label of class 1 is wrong in nine of ten draws.
+        assert np.bincount(accuracy.with_noise(y, "pair:0.9", seed)).all()
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+def test_noise_is_in_the_training_part_alone(held_out):
+    arguments = ("digits", 10, "exponential", 0, held_out, 8)
+    clean = accuracy.load(*arguments)
+    noisy = accuracy.load(*arguments, "uniform:0.4")
+    (x, y), (x_test, y_test), true = noisy
+    assert 0.3 < (y != true).mean() < 0.5
+    truth = dict(zip([image.tobytes() for image in clean[0][0]], clean[2], strict=True))
+    if held_out:  # The split is of the noisy labels, and both parts have them.
+        np.testing.assert_allclose(np.bincount(y_test), np.bincount(y) / 4, atol=1)
+        truth |= {image.tobytes(): k for image, k in zip(*clean[1], strict=True)}
+        truth_of_test = np.array([truth[image.tobytes()] for image in x_test])
+        assert 0.3 < (y_test != truth_of_test).mean() < 0.5
+    else:
+        np.testing.assert_array_equal(y_test, clean[1][1])
+        np.testing.assert_array_equal(x, clean[0][0])
+    np.testing.assert_array_equal([truth[image.tobytes()] for image in x], true)
+
+
+def test_fewer_images():
+    (_, y), *_ = accuracy.load("digits", 10, "exponential", 0, 0.0, 8, n_max=50)
+    assert np.bincount(y)[[0, 9]].tolist() == [50, 5]
+
+
+def test_settings_that_are_not_asked_for_are_not_in_the_key():
+    committed = pathlib.Path(accuracy.__file__).parent / "results" / "accuracy_digits.jsonl"
+    lines = [json.loads(line) for line in committed.read_text().splitlines()]
+    keys = {json.dumps([line["settings"], line["recipe"]], sort_keys=True) for line in lines}
+    recipe = accuracy.parse_arguments(["--ratios", "50"]).recipe
+    assert {accuracy.key_of(s, recipe) for s in accuracy.finals(recipe, {})} <= keys
+    asked = ["--ratios", "50", "--label-noise", "none", "pair:0.20", "--n-max", "100"]
+    recipe = accuracy.parse_arguments(asked).recipe
+    noises = [settings.get("label_noise", "none") for settings in accuracy.finals(recipe, {})]
+    assert set(noises) == {"none", "pair:0.2"}
+    assert {settings["n_max"] for settings in accuracy.finals(recipe, {})} == {100}
+
+
+@pytest.mark.slow
+def test_a_training_on_noisy_labels(tmp_path, capsys):
+    output = tmp_path / "runs.jsonl"
+    arguments = ["--label-noise", "none", "uniform:0.4", "--ratios", "10", "--seeds", "0"]
+    arguments += ["--losses", "gla_q0.7_tau1", "--epochs", "2", "--workers", "1"]
+    accuracy.main([*arguments, "--output", str(output)])
+    clean, noisy = (json.loads(line) for line in output.read_text().splitlines())
+    assert "memorised" not in clean["result"]
+    assert 0 <= noisy["result"]["memorised"] <= 1
+    (_, y), *_ = accuracy.load("digits", 10, "exponential", 0, 0.0, 8, "uniform:0.4")
+    assert noisy["result"]["class_counts"] == np.bincount(y).tolist()
+    assert clean["result"]["class_counts"] != noisy["result"]["class_counts"]
+    printed = capsys.readouterr().out
+    assert "### digits, exponential, ratio 10, 2 epochs, 40% wrong labels (uniform)\n" in printed
+    assert "| train | memorised |" in printed
+
+
 @pytest.mark.slow
 def test_runs_resumes_and_reports(tmp_path, capsys):
     output = tmp_path / "new" / "runs.jsonl"
@@ -446,6 +520,9 @@ def test_report_by_hand(tmp_path, capsys):
         (["--l2", "-1"], "`l2` must not be negative"),
         (["--ratios", "0.5"], "`imbalance_ratio` must be a finite number of at least 1"),
         (["--losses", "hinge"], "invalid choice: 'hinge'"),
+        (["--label-noise", "uniform:1"], "with a RATE in (0, 1). Received: uniform:1"),
+        (["--label-noise", "pairs:0.1"], "uniform:RATE or pair:RATE"),
+        (["--n-max", "40"], "`n_max` must be at least the imbalance ratio"),
         (["--protocol", "cpu", "--datasets", "digits"], "shrink to 16 pixels a side"),
     ],
 )
