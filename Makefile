@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # All three backends of Keras. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
-CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
+CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide distribution_jax \
 	functional keras_contract labels layers losses metrics numerics posterior round_trips serving \
 	targets)
 
