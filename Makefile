@@ -11,8 +11,8 @@ RECIPES := .venv-recipes
 # The oldest versions that pyproject.toml admits, and the wheel with TensorFlow alone.
 LOWEST := .venv-lowest
 WHEEL := .venv-wheel
-CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
-	functional keras_contract labels layers loops losses metrics numerics posterior round_trips serving \
+CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide \
+	distribution_jax functional keras_contract labels layers loops losses metrics numerics posterior round_trips serving \
 	targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2

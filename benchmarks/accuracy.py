@@ -8,8 +8,10 @@
 The seeds of the subset, of its label noise and of the training move together. With several `--l2`,
 each loss chooses its own on a stratified hold-out of the tail at the first seed, by the argmax of
 its logits. Then it trains on the whole tail, and its last epoch is tested once. Every training is
-appended to `--output` as a line of JSON as it ends, and a rerun does what is missing. On TensorFlow
-or JAX.
+appended to `--output` as a line of JSON as it ends, and a rerun does what is missing.
+
+On TensorFlow or JAX; on JAX nothing else is needed but images: `--data cifar10.npz`, or what
+`keras.datasets` finds.
 """
 
 import argparse
@@ -66,6 +68,8 @@ class Protocol(NamedTuple):
     n_max: tuple = (None,)
     learning_rate: float = 0.1
     warmup_epochs: int = 5
+    dtype: str | None = None  # `None`: float32.
+    data: str | None = None
 
 
 class Method(NamedTuple):
@@ -196,7 +200,13 @@ def parse_arguments(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--protocol", choices=PROTOCOLS, default="quick")
-    parser.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--datasets", nargs="+", choices=datasets.NAMES)
+    images.add_argument(
+        "--data",
+        type=pathlib.Path,
+        help="an .npz of x_train, y_train, x_test and y_test; cifar10.npz is the data set cifar10",
+    )
     parser.add_argument("--profiles", nargs="+", choices=datasets.PROFILES)
     parser.add_argument("--ratios", nargs="+", type=float)
     parser.add_argument(
@@ -211,6 +221,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--l2", nargs="+", type=float)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--dtype", choices=["mixed_bfloat16"], help="default: float32")
     parser.add_argument(
         "--workers", type=int, help="trainings at a time; default: one a CPU core, on a GPU 1"
     )
@@ -221,8 +232,9 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     protocol = PROTOCOLS[args.protocol]
     given = {key: tuple(v) for key in CONDITIONS if (v := getattr(args, key)) is not None}
-    if args.epochs is not None:
-        given["epochs"] = args.epochs
+    given |= {key: v for key in ("epochs", "dtype") if (v := getattr(args, key)) is not None}
+    if args.data is not None:
+        given |= {"datasets": (args.data.stem,), "data": str(args.data)}
     args.recipe = protocol._replace(**given)
     if args.workers is None:
         args.workers = 1 if accelerated() else os.cpu_count()
@@ -243,13 +255,18 @@ def parse_arguments(argv=None):
                         "`n_max` must be at least the imbalance ratio. "
                         f"Received: n_max={n_max}, ratio={ratio:g}"
                     )
-        for name in args.recipe.datasets:
-            if SIDES[name] % args.recipe.size:
+        sides = (
+            {name: SIDES[name] for name in args.recipe.datasets}
+            if args.data is None
+            else {args.data.stem: read_npz(args.data)[0][0].shape[1]}
+        )
+        for name, side in sides.items():
+            if side % args.recipe.size:
                 raise ValueError(
                     f"The protocol {args.protocol} needs images that shrink to {args.recipe.size} "
-                    f"pixels a side. Received: {name}, of {SIDES[name]}"
+                    f"pixels a side. Received: {name}, of {side}"
                 )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     return args
 
@@ -331,7 +348,8 @@ def chosen_l2(settings, recipe, results):
 
 def recipe_of(recipe):
     """The part of a protocol that a result depends on."""
-    return {k: v for k, v in recipe._asdict().items() if k not in CONDITIONS}
+    fields = recipe._asdict().items()
+    return {k: v for k, v in fields if k not in (*CONDITIONS, "data") and v is not None}
 
 
 def key_of(settings, recipe):
@@ -339,19 +357,39 @@ def key_of(settings, recipe):
 
 
 @functools.lru_cache(maxsize=1)
-def load(dataset, ratio, profile, seed, held_out, size, label_noise=None, n_max=None):
+def load(dataset, ratio, profile, seed, held_out, size, label_noise=None, n_max=None, data=None):
     """Returns `(x, y)` to train on and to evaluate on, and the true labels of the first.
 
     The images have `size` pixels a side. A hold-out has noisy labels too, as a user's would, and
     with one the test set is not touched.
     """
-    (x, true), evaluation = datasets.load(dataset, ratio, profile, seed, max_count=n_max)
+    if data is None:
+        (x, true), evaluation = datasets.load(dataset, ratio, profile, seed, max_count=n_max)
+    else:
+        tail, evaluation = read_npz(data)
+        x, true = datasets.long_tail(*tail, ratio, profile, n_max, seed)
     y = true if label_noise is None else with_noise(true, label_noise, seed)
     if held_out:
         fit, rest = datasets.stratified_split(y, held_out, seed)
         evaluation = x[rest], y[rest]
         x, y, true = x[fit], y[fit], true[fit]
     return (shrink(x, size), y), (shrink(evaluation[0], size), evaluation[1]), true
+
+
+def read_npz(path):
+    """Returns images and labels to train and to test on, from an .npz file."""
+    names = ("x_train", "y_train", "x_test", "y_test")
+    with np.load(path) as file:
+        if missing := [name for name in names if name not in file.files]:
+            raise ValueError(f"{path} must hold {', '.join(names)}. Received: no {missing[0]}")
+        x, y, x_test, y_test = (file[name] for name in names)
+    for images in (x, x_test):
+        if images.dtype != "uint8" or images.ndim != 4 or images.shape[1] != images.shape[2]:
+            raise ValueError(
+                f"The images in {path} must be uint8 of shape (N, side, side, channels). "
+                f"Received: {images.dtype} of shape {images.shape}"
+            )
+    return (x, y.reshape(-1).astype("int64")), (x_test, y_test.reshape(-1).astype("int64"))
 
 
 def with_noise(y, noise, seed):
@@ -390,8 +428,6 @@ def forever(batches):
 
 def stream(batches):
     """Returns `forever(batches)` as `fit` takes it fastest."""
-    if keras.backend.backend() != "tensorflow":
-        return forever(batches)
     import tensorflow as tf
 
     signature = tuple(
@@ -435,7 +471,7 @@ def learning_rate(epoch, recipe):
 def build(method, x, y, l2, recipe):
     """Returns the untrained model."""
     num_classes = int(y.max()) + 1
-    normalization = keras.layers.Normalization()
+    normalization = keras.layers.Normalization(dtype="float32")
     normalization.adapt(x.astype("float32"))
     resnet = models.resnet(x.shape[1:], num_classes, recipe.depth, l2)
     if method.cosine_head:
@@ -452,36 +488,24 @@ def run(job):
         recipe.size,
         settings.get("label_noise"),
         settings.get("n_max"),
+        recipe.data,
     )
     keras.utils.clear_session()
+    keras.config.set_dtype_policy(recipe.dtype or "float32")
     keras.utils.set_random_seed(settings["seed"])
     method = METHODS[settings["loss"]]
     counts = np.bincount(train[1])
     model = build(method, *train, settings["l2"], recipe)
     optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
-    rate = keras.callbacks.LearningRateScheduler(lambda epoch: learning_rate(epoch, recipe))
     first = recipe.epochs if method.then is None else int(SECOND_PHASE * recipe.epochs)
     start = time.perf_counter()
-    for loss_of, begin, end in (
-        (method.loss, 0, first),
-        (method.then, first, recipe.epochs),
+    for loss_of, epochs in (
+        (method.loss, range(first)),
+        (method.then, range(first, recipe.epochs)),
     ):
-        if begin < end:
+        if epochs:
             loss = loss_of(counts)
-            # Anew for the second phase: how far Keras has read ahead is chance.
-            kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
-            seed = [settings["seed"], begin] if begin else settings["seed"]
-            batches = kind(*train, recipe.batch_size, recipe.augment, seed)
-            model.compile(optimizer, loss, steps_per_execution=len(batches))
-            model.fit(
-                stream(batches),
-                steps_per_epoch=len(batches),
-                initial_epoch=begin,
-                epochs=end,
-                verbose=0,
-                shuffle=False,  # The batches are.
-                callbacks=[rate],
-            )
+            fit(model, optimizer, loss, train, epochs, method.oversample, settings["seed"], recipe)
     seconds = time.perf_counter() - start
     logits = predict(model, evaluation[0])
     predicted = predict(model, train[0])
@@ -513,6 +537,31 @@ def run(job):
             "python": platform.python_version(),
         },
     }
+
+
+def fit(model, optimizer, loss, train, epochs, oversample, seed, recipe):
+    """Trains the model for a range of epochs."""
+    rate = functools.partial(learning_rate, recipe=recipe)
+    if keras.backend.backend() == "jax":
+        import device_loop
+
+        options = (recipe.batch_size, recipe.augment, oversample, seed)
+        device_loop.Loop(model, optimizer, loss, train, *options).run(epochs, rate)
+        return
+    # Anew for the second phase: how far Keras has read ahead is chance.
+    kind = BalancedBatches if oversample else long_tailed_cifar.Batches
+    seed = [seed, epochs.start] if epochs.start else seed
+    batches = kind(*train, recipe.batch_size, recipe.augment, seed)
+    model.compile(optimizer, loss, steps_per_execution=len(batches))
+    model.fit(
+        stream(batches),
+        steps_per_epoch=len(batches),
+        initial_epoch=epochs.start,
+        epochs=epochs.stop,
+        verbose=0,
+        shuffle=False,  # The batches are.
+        callbacks=[keras.callbacks.LearningRateScheduler(rate)],
+    )
 
 
 def commit():
@@ -597,6 +646,8 @@ def run_all(jobs, recipe, results, output, workers):
 
 
 def main(argv=None):
+    # The trainings share an accelerator with each other and with this process.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     args = parse_arguments(argv)
     if args.list:
         print("\n".join(METHODS))

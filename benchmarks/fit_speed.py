@@ -2,9 +2,10 @@
 
     python benchmarks/fit_speed.py --output benchmarks/results/fit_speed.json
 
-Images per second of the train step alone, which is a `fit` on one cached batch, and of the whole
-`fit` with its shuffling, cropping and flipping; some epochs of each in turns, in one process with
-one thread, as each worker of `accuracy.py` has on two cores. On TensorFlow.
+Images per second of the train step alone, on one batch that stays, and of the whole training with
+its shuffling, cropping and flipping; some epochs of each in turns, in one process, on TensorFlow or
+JAX; on a CPU with one thread, as each worker of `accuracy.py` has on two cores. The images are
+noise: nothing but their number and size matters.
 """
 
 import argparse
@@ -17,62 +18,100 @@ import time
 
 import accuracy
 import keras
-import tensorflow as tf
+import numpy as np
 
-CASES = {"quick": ("digits", 50), "cpu": ("cifar10", 100)}
+from keras_balanced import datasets
+
+# Images of the largest class, ratio, channels.
+CASES = {"quick": (124, 50, 1), "cpu": (5000, 100, 3), "paper": (5000, 100, 3)}
 
 
-def measure(name, rounds, images_a_turn):
+def measure(name, rounds, images_a_turn, dtype):
     recipe = accuracy.PROTOCOLS[name]
-    dataset, ratio = CASES[name]
-    (x, y), *_ = accuracy.load(dataset, ratio, "exponential", 0, 0.0, recipe.size)
+    max_count, ratio, channels = CASES[name]
+    y = np.repeat(np.arange(10), datasets.long_tail_counts(10, max_count, ratio))
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (len(y), recipe.size, recipe.size, channels), "uint8")
+    keras.config.set_dtype_policy(dtype)
     method = accuracy.METHODS["ce"]
-
     model = accuracy.build(method, x, y, recipe.l2[0], recipe)
-    batches = accuracy.long_tailed_cifar.Batches(x, y, recipe.batch_size, recipe.augment, seed=0)
-    steps_per_epoch = len(batches)
-    model.compile(
-        keras.optimizers.SGD(recipe.learning_rate, momentum=0.9),
-        method.loss([1] * 10),
-        steps_per_execution=steps_per_epoch,
-    )
-    stream = accuracy.stream(batches)
-    batch = accuracy.without_autotuning(tf.data.Dataset.from_tensors(batches[0]).cache().repeat())
+    optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
+    turns = on_jax if keras.backend.backend() == "jax" else on_tensorflow
     epochs = max(1, round(images_a_turn / len(y)))
-
-    def images_of(data, images_per_epoch):
-        model.fit(data, steps_per_epoch=steps_per_epoch, epochs=epochs, shuffle=False, verbose=0)
-        return epochs * images_per_epoch
-
+    steps = -(-len(y) // recipe.batch_size)
+    fit, step = turns(model, optimizer, method.loss([1] * 10), x, y, recipe, steps, epochs)
     speeds = {"step": [], "fit": []}
     for turn in range(rounds + 1):
-        for key, data, images_per_epoch in (
-            ("step", batch, steps_per_epoch * recipe.batch_size),
-            ("fit", stream, len(y)),
+        for key, train, images in (
+            ("step", step, steps * recipe.batch_size),
+            ("fit", fit, len(y)),
         ):
             start = time.perf_counter()
-            images = images_of(data, images_per_epoch)
+            train()
             if turn:  # The first compiles.
-                speeds[key].append(images / (time.perf_counter() - start))
+                speeds[key].append(epochs * images / (time.perf_counter() - start))
     return {
         "protocol": name,
+        "dtype": dtype,
         "images_per_second": speeds,
         "ratio": [fit / step for fit, step in zip(speeds["fit"], speeds["step"], strict=True)],
     }
 
 
+def on_tensorflow(model, optimizer, loss, x, y, recipe, steps, epochs):
+    """Returns functions that train for some epochs, and for as many steps on one batch."""
+    import tensorflow as tf
+
+    batches = accuracy.long_tailed_cifar.Batches(x, y, recipe.batch_size, recipe.augment, seed=0)
+    model.compile(optimizer, loss, steps_per_execution=steps)
+    stream = accuracy.stream(batches)
+    batch = accuracy.without_autotuning(tf.data.Dataset.from_tensors(batches[0]).cache().repeat())
+
+    def fit(data):
+        model.fit(data, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=0)
+
+    return lambda: fit(stream), lambda: fit(batch)
+
+
+def on_jax(model, optimizer, loss, x, y, recipe, steps, epochs):
+    """Returns functions that train for some epochs, and for as many steps on one batch."""
+    import device_loop
+    import jax
+
+    loop = device_loop.Loop(model, optimizer, loss, (x, y), recipe.batch_size, recipe.augment)
+    images, labels = (jax.numpy.asarray(part[: recipe.batch_size]) for part in (x, y))
+
+    @jax.jit
+    def on_one_batch(state, images, labels):
+        def step(state, _):
+            return loop.step(state, images, labels), None
+
+        return jax.lax.scan(step, state, length=steps)[0]
+
+    def alone():
+        state = loop.state()
+        for _ in range(epochs):
+            state = on_one_batch(state, images, labels)
+        jax.block_until_ready(state)
+
+    return lambda: loop.run(range(epochs), lambda epoch: recipe.learning_rate), alone
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--protocols", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--protocols", nargs="+", choices=CASES, default=["quick", "cpu"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--images", type=int, default=5000, help="about so many a turn")
+    parser.add_argument("--dtype", choices=["float32", "mixed_bfloat16"], default="float32")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     args = parser.parse_args(argv)
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    cases = [measure(name, args.rounds, args.images) for name in args.protocols]
+    cases = [measure(name, args.rounds, args.images, args.dtype) for name in args.protocols]
     versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
-    result = {"versions": versions, "python": platform.python_version(), "cases": cases}
+    devices = keras.distribution.list_devices()
+    result = {"versions": versions, "python": platform.python_version()}
+    result |= {"devices": devices, "cases": cases}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
     print_table(cases)

@@ -534,6 +534,7 @@ def test_report_by_hand(tmp_path, capsys):
         (["--label-noise", "uniform:1"], "with a RATE in (0, 1). Received: uniform:1"),
         (["--label-noise", "pairs:0.1"], "uniform:RATE or pair:RATE"),
         (["--n-max", "40"], "`n_max` must be at least the imbalance ratio"),
+        (["--data", "nowhere.npz"], "No such file or directory: 'nowhere.npz'"),
         (["--protocol", "cpu", "--datasets", "digits"], "shrink to 16 pixels a side"),
     ],
 )
@@ -541,6 +542,25 @@ def test_bad_arguments_are_refused_before_anything_trains(argument, message, cap
     with pytest.raises(SystemExit):
         accuracy.parse_arguments(argument)
     assert message in capsys.readouterr().err
+
+
+def test_images_of_a_file(tmp_path, rng):
+    x, y = rng.integers(0, 256, (60, 8, 8, 1), "uint8"), np.repeat(np.arange(3), 20)[:, None]
+    path = str(tmp_path / "mine.npz")
+    np.savez(path, x_train=x, y_train=y, x_test=x[:5], y_test=y[:5])
+    recipe = accuracy.parse_arguments(["--data", path]).recipe
+    assert recipe.datasets == ("mine",)
+    assert recipe.data == path
+    assert "data" not in accuracy.recipe_of(recipe)
+    train, test, _ = accuracy.load("mine", 2, "exponential", 0, 0.0, 8, data=path)
+    assert np.bincount(train[1]).tolist() == [20, 14, 10]
+    np.testing.assert_array_equal(test[1], y[:5, 0])
+    np.savez(path, x_train=x / 255, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(ValueError, match="must be uint8 of shape"):
+        accuracy.read_npz(path)
+    np.savez(path, x_train=x, y_train=y)
+    with pytest.raises(ValueError, match="Received: no x_test"):
+        accuracy.read_npz(path)
 
 
 def test_speed_of_the_fit(tmp_path, capsys):
