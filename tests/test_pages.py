@@ -36,12 +36,9 @@ def test_code_runs_as_written(page, tmp_path, monkeypatch, capsys):
         assert list(map(float, printed)) == pytest.approx(list(map(float, said)), abs=0.1)
 
 
-def test_first_page_is_short_and_readable_anywhere():
+def test_first_page_is_short():
     assert len(README.splitlines()) <= 100
     assert all(len(block.splitlines()) <= 20 for block in code_blocks(README))
-    links = re.findall(r"\]\((.*?)\)", README)
-    assert len(links) > 10
-    assert all(link.startswith("https://") for link in links)
 
 
 def test_reference_has_every_public_name():
