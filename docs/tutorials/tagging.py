@@ -146,8 +146,8 @@ plt.show()
 # %% [markdown]
 # ![Recall of each tag with each loss](img/tagging_2.png)
 #
-# Cross-entropy rarely says `drug`, since most of the pairs that look like one are none. The
-# balanced losses find the drugs and pay with words that are tagged for nothing, as the first row
+# Cross-entropy misses many drugs, since of the pairs that look like one most are none. The
+# balanced losses find nearly all and pay with words that are tagged for nothing, as the first row
 # of the confusion matrix shows.
 
 # %%
