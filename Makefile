@@ -53,7 +53,8 @@ docs: $(DOCS)/installed
 
 # Old releases warn of newer ones of what they stand on: here warnings are no errors.
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/pytest -W default --numprocesses 2 $(CORE) $(wildcard tests/test_tuning*.py tests/test_serving*.py)
+	$(LOWEST)/bin/pytest -W default -m "not slow" --numprocesses 2 \
+		$(sort $(CORE) $(wildcard tests/test_tuning*.py tests/test_serving*.py))
 
 test-wheel: build
 	$(PYTHON) -m venv --clear $(WHEEL)
