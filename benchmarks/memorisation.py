@@ -27,7 +27,7 @@ import long_tailed_cifar  # noqa: E402
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("noise_*.jsonl"))
 BASE, LOSS = "logit_adjusted", "gla_q0.7_tau1"
 # GLA is to gain where logit adjustment memorises more of the wrong labels than this, in percent.
-RULE = 60
+RULE = 42
 AXES = ("dataset", "ratio", "label_noise", "n_max", "epochs")
 
 
