@@ -41,7 +41,14 @@ import keras  # noqa: E402
 import long_tailed_cifar  # noqa: E402
 
 import keras_balanced  # noqa: E402
-from keras_balanced import GCALoss, GLALoss, datasets, models  # noqa: E402
+from keras_balanced import (  # noqa: E402
+    BalancedLoss,
+    GCALoss,
+    GLALoss,
+    Surrogate,
+    datasets,
+    models,
+)
 
 HELD_OUT = 0.2
 SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
@@ -79,6 +86,7 @@ class Method(NamedTuple):
     then: Callable | None = None
     oversample: bool = False
     cosine_head: bool = False
+    rate: float = 1.0  # Times the learning rate of the recipe.
 
 
 # The settings here, in full: a method that has results must not follow a default of the package.
@@ -93,6 +101,16 @@ def gca(q=0.0, margins="cube_root", consistent=False):
 def gca_counts(q=0.0, consistent=False):
     """GCA with larger margins for larger classes."""
     return lambda counts: GCALoss(counts, q, np.cbrt(counts), consistent)
+
+
+def gca_scale(scale):
+    """GCA with margins of another mean than 1."""
+
+    def loss(counts):
+        of = gca()(counts).surrogate
+        return BalancedLoss(Surrogate(counts, margins=scale * of.margins, weights=of.weights))
+
+    return loss
 
 
 def gla_margins(**arguments):
@@ -114,6 +132,7 @@ def immax(counts):
 
 
 CE = gla(tau=0)
+SCALES = (0.1, 0.3, 1, 3)
 METHODS = {
     # Of other papers.
     "ce": Method(CE),
@@ -146,6 +165,10 @@ METHODS = {
     "gca_counts": Method(gca_counts()),
     "gca_counts_consistent": Method(gca_counts(consistent=True)),
     "gca_counts_consistent_q0.2": Method(gca_counts(q=0.2, consistent=True)),
+    # The margins' scale divides the logits, which acts on the learning rate as well.
+    **{f"gca_scale{s}": Method(gca_scale(s)) for s in SCALES},
+    **{f"gca_scale{s}_rate_times": Method(gca_scale(s), rate=s) for s in SCALES if s != 1},
+    **{f"gca_scale{s}_rate_over": Method(gca_scale(s), rate=1 / s) for s in SCALES if s != 1},
     # GLA with the margins of GCA.
     "gla_margins": Method(gla_margins()),
     "gla_margins_consistent": Method(gla_margins(consistent=True)),
@@ -505,7 +528,7 @@ def run(job):
     ):
         if epochs:
             loss = loss_of(counts)
-            fit(model, optimizer, loss, train, epochs, method.oversample, settings["seed"], recipe)
+            fit(model, optimizer, loss, train, epochs, method, settings["seed"], recipe)
     seconds = time.perf_counter() - start
     logits = predict(model, evaluation[0])
     predicted = predict(model, train[0])
@@ -539,17 +562,20 @@ def run(job):
     }
 
 
-def fit(model, optimizer, loss, train, epochs, oversample, seed, recipe):
+def fit(model, optimizer, loss, train, epochs, method, seed, recipe):
     """Trains the model for a range of epochs."""
-    rate = functools.partial(learning_rate, recipe=recipe)
+
+    def rate(epoch):
+        return method.rate * learning_rate(epoch, recipe)
+
     if keras.backend.backend() == "jax":
         import device_loop
 
-        options = (recipe.batch_size, recipe.augment, oversample, seed)
+        options = (recipe.batch_size, recipe.augment, method.oversample, seed)
         device_loop.Loop(model, optimizer, loss, train, *options).run(epochs, rate)
         return
     # Anew for the second phase: how far Keras has read ahead is chance.
-    kind = BalancedBatches if oversample else long_tailed_cifar.Batches
+    kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
     seed = [seed, epochs.start] if epochs.start else seed
     batches = kind(*train, recipe.batch_size, recipe.augment, seed)
     model.compile(optimizer, loss, steps_per_execution=len(batches))

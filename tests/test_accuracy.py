@@ -127,6 +127,18 @@ def test_baselines_meet_ours_where_they_should(rng):
     np.testing.assert_allclose(float(plain(y, z)), float(GLALoss(COUNTS, tau=0)(y, z)), 1e-6)
 
 
+def test_margins_of_another_scale(rng):
+    z = rng.normal(size=(8, 4)).astype("float32")
+    y = np.arange(8) % 4
+    for scale in accuracy.SCALES:
+        loss = accuracy.METHODS[f"gca_scale{scale}"].loss(COUNTS)
+        np.testing.assert_allclose(loss.surrogate.margins.mean(), scale)
+        gca = accuracy.METHODS["gca"].loss(COUNTS)
+        np.testing.assert_allclose(float(loss(y, z * np.float32(scale))), float(gca(y, z)), 1e-5)
+    assert accuracy.METHODS["gca_scale3_rate_times"].rate == 3
+    assert accuracy.METHODS["gca_scale0.1_rate_over"].rate == 10
+
+
 def test_effective_number_is_cuis():
     weights = baselines.effective_weights(COUNTS, beta=0.99)
     expected = 0.01 / (1 - 0.99**COUNTS)
@@ -280,6 +292,13 @@ def test_a_method_sets_loss_batches_and_l2(trained):
     _, (phase,) = trained("oversampled")
     assert phase["batches"] is accuracy.BalancedBatches
     np.testing.assert_array_equal(phase["loss"].surrogate.shift, 0.0)
+
+
+@pytest.mark.slow
+def test_a_method_scales_the_learning_rate(trained):
+    _, (phase,) = trained("gca_scale3_rate_times")
+    cosine = 0.05 * (1 + np.cos(np.pi * np.arange(3) / 3))
+    np.testing.assert_allclose(phase["rates"], 3 * np.array([0.05, 0.1, *cosine]), rtol=1e-6)
 
 
 def test_vs_is_set_as_in_its_paper():
