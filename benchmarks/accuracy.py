@@ -10,6 +10,10 @@ each loss chooses its own on a stratified hold-out of the tail at the first seed
 its logits. Then it trains on the whole tail, and its last epoch is tested once. Every training is
 appended to `--output` as a line of JSON as it ends, and a rerun does what is missing.
 
+With `--held-out` every loss also trains on each seed's tail without that hold-out, and the report
+adds which of the losses the hold-out chooses, as a user would choose q, and what that loses:
+`--held-out --losses logit_adjusted gla_q0.5_tau1 gla_q0.7_tau1`, with `--report` too.
+
 On TensorFlow or JAX; on JAX nothing else is needed but images: `--data cifar10.npz`, or what
 `keras.datasets` finds.
 """
@@ -243,6 +247,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--losses", nargs="+", choices=METHODS, metavar="LOSS")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--l2", nargs="+", type=float)
+    parser.add_argument(
+        "--held-out", action="store_true", help="choose among the losses on a hold-out as well"
+    )
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--dtype", choices=["mixed_bfloat16"], help="default: float32")
     parser.add_argument(
@@ -270,6 +277,10 @@ def parse_arguments(argv=None):
             )
         if min(args.recipe.l2) < 0:
             raise ValueError(f"`l2` must not be negative. Received: {args.recipe.l2}")
+        if args.held_out and len(args.recipe.l2) > 1:
+            raise ValueError(
+                f"`held_out` chooses among losses of one `l2`. Received: l2={args.recipe.l2}"
+            )
         for ratio in args.recipe.ratios:
             datasets.check_imbalance(ratio, "step")
             for n_max in args.recipe.n_max:
@@ -331,13 +342,14 @@ def conditions(recipe):
     ]
 
 
-def selections(recipe):
-    """Returns the settings of the trainings on a part of the tail that choose the L2."""
-    if len(recipe.l2) == 1:
+def selections(recipe, among_losses=False):
+    """Returns the settings of the trainings on a part of the tail that choose the L2, or a loss."""
+    if len(recipe.l2) == 1 and not among_losses:
         return []
+    seeds = recipe.seeds if among_losses else recipe.seeds[:1]
     return [
         {**settings, "l2": l2, "held_out": HELD_OUT}
-        for settings in conditions(recipe._replace(seeds=recipe.seeds[:1]))
+        for settings in conditions(recipe._replace(seeds=seeds))
         for l2 in recipe.l2
     ]
 
@@ -688,9 +700,11 @@ def main(argv=None):
             json.dumps([run["settings"], run["recipe"]], sort_keys=True): run["result"]
             for run in long_tailed_cifar.read_results(args.output)
         }
-        run_all(selections(recipe), recipe, results, args.output, args.workers)
+        first = selections(recipe, args.held_out)
+        run_all(first, recipe, results, args.output, args.workers)
         run_all(finals(recipe, results), recipe, results, args.output, args.workers)
-    accuracy_report.report(args.report or [args.output], args.pictures)
+    candidates = args.recipe.losses if args.held_out else ()
+    accuracy_report.report(args.report or [args.output], args.pictures, candidates)
 
 
 if __name__ == "__main__":

@@ -542,9 +542,41 @@ def test_report_by_hand(tmp_path, capsys):
     ]
 
 
+def test_the_report_chooses_on_the_hold_out(tmp_path, capsys):
+    path = tmp_path / "runs.jsonl"
+    held_out = {"ce": (0.5, 0.9), "gca": (0.6, 0.8)}  # Of seeds 0 and 1.
+    tested = {"ce": (0.6, 0.7), "gca": (0.7, 0.9)}
+    path.write_text(
+        "".join(
+            line(loss, seed, [score] * 2, [score] * 2, part)
+            for scores, part in ((held_out, 0.2), (tested, 0.0))
+            for loss, of_seeds in scores.items()
+            for seed, score in enumerate(of_seeds)
+        )
+        + line("weighted", 0, [1.0, 1.0], [1.0, 1.0])  # Not a candidate.
+    )
+    accuracy_report.report([path], candidates=("ce", "gca"))
+    _, printed = capsys.readouterr().out.split("### Choices of the hold-outs\n\n")
+    assert printed.splitlines()[2] == (
+        "| digits, step, ratio 10, 7 epochs | gca, ce | 70.0 ± 0.0 | gca | 80.0 ± 10.0 "
+        "| -10.0 ± 10.0 |"
+    )
+    accuracy_report.report([path])
+    assert "Choices" not in capsys.readouterr().out
+
+
+def test_a_hold_out_of_every_seed_to_choose_among_losses():
+    recipe = accuracy.PROTOCOLS["quick"]
+    first = accuracy.selections(recipe, among_losses=True)
+    finals = [{**settings, "held_out": 0.2} for settings in accuracy.finals(recipe, {})]
+    assert first == finals
+    assert accuracy.selections(recipe) == []
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        (["--held-out", "--l2", "0", "1e-4"], "`held_out` chooses among losses of one `l2`"),
         (["--epochs", "0"], "`epochs` and `workers` must be at least 1"),
         (["--workers", "0"], "`epochs` and `workers` must be at least 1"),
         (["--l2", "-1"], "`l2` must not be negative"),
