@@ -10,6 +10,10 @@ each loss chooses its own on a stratified hold-out of the tail at the first seed
 its logits. Then it trains on the whole tail, and its last epoch is tested once. Every training is
 appended to `--output` as a line of JSON as it ends, and a rerun does what is missing.
 
+With `--held-out` every loss also trains on each seed's tail without that hold-out, and the report
+adds which of the losses the hold-out chooses, as a user would choose q, and what that loses:
+`--held-out --losses logit_adjusted gla_q0.5_tau1 gla_q0.7_tau1`, with `--report` too.
+
 On TensorFlow or JAX; on JAX nothing else is needed but images: `--data cifar10.npz`, or what
 `keras.datasets` finds.
 """
@@ -41,7 +45,14 @@ import keras  # noqa: E402
 import long_tailed_cifar  # noqa: E402
 
 import keras_balanced  # noqa: E402
-from keras_balanced import GCALoss, GLALoss, datasets, models  # noqa: E402
+from keras_balanced import (  # noqa: E402
+    BalancedLoss,
+    GCALoss,
+    GLALoss,
+    Surrogate,
+    datasets,
+    models,
+)
 
 HELD_OUT = 0.2
 SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
@@ -79,6 +90,7 @@ class Method(NamedTuple):
     then: Callable | None = None
     oversample: bool = False
     cosine_head: bool = False
+    rate: float = 1.0  # Times the learning rate of the recipe.
 
 
 # The settings here, in full: a method that has results must not follow a default of the package.
@@ -93,6 +105,16 @@ def gca(q=0.0, margins="cube_root", consistent=False):
 def gca_counts(q=0.0, consistent=False):
     """GCA with larger margins for larger classes."""
     return lambda counts: GCALoss(counts, q, np.cbrt(counts), consistent)
+
+
+def gca_scale(scale):
+    """GCA with margins of another mean than 1."""
+
+    def loss(counts):
+        of = gca()(counts).surrogate
+        return BalancedLoss(Surrogate(counts, margins=scale * of.margins, weights=of.weights))
+
+    return loss
 
 
 def gla_margins(**arguments):
@@ -114,6 +136,7 @@ def immax(counts):
 
 
 CE = gla(tau=0)
+SCALES = (0.1, 0.3, 1, 3)
 METHODS = {
     # Of other papers.
     "ce": Method(CE),
@@ -146,6 +169,10 @@ METHODS = {
     "gca_counts": Method(gca_counts()),
     "gca_counts_consistent": Method(gca_counts(consistent=True)),
     "gca_counts_consistent_q0.2": Method(gca_counts(q=0.2, consistent=True)),
+    # The margins' scale divides the logits, which acts on the learning rate as well.
+    **{f"gca_scale{s}": Method(gca_scale(s)) for s in SCALES},
+    **{f"gca_scale{s}_rate_times": Method(gca_scale(s), rate=s) for s in SCALES if s != 1},
+    **{f"gca_scale{s}_rate_over": Method(gca_scale(s), rate=1 / s) for s in SCALES if s != 1},
     # GLA with the margins of GCA.
     "gla_margins": Method(gla_margins()),
     "gla_margins_consistent": Method(gla_margins(consistent=True)),
@@ -220,6 +247,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--losses", nargs="+", choices=METHODS, metavar="LOSS")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--l2", nargs="+", type=float)
+    parser.add_argument(
+        "--held-out", action="store_true", help="choose among the losses on a hold-out as well"
+    )
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--dtype", choices=["mixed_bfloat16"], help="default: float32")
     parser.add_argument(
@@ -247,6 +277,10 @@ def parse_arguments(argv=None):
             )
         if min(args.recipe.l2) < 0:
             raise ValueError(f"`l2` must not be negative. Received: {args.recipe.l2}")
+        if args.held_out and len(args.recipe.l2) > 1:
+            raise ValueError(
+                f"`held_out` chooses among losses of one `l2`. Received: l2={args.recipe.l2}"
+            )
         for ratio in args.recipe.ratios:
             datasets.check_imbalance(ratio, "step")
             for n_max in args.recipe.n_max:
@@ -308,13 +342,14 @@ def conditions(recipe):
     ]
 
 
-def selections(recipe):
-    """Returns the settings of the trainings on a part of the tail that choose the L2."""
-    if len(recipe.l2) == 1:
+def selections(recipe, among_losses=False):
+    """Returns the settings of the trainings on a part of the tail that choose the L2, or a loss."""
+    if len(recipe.l2) == 1 and not among_losses:
         return []
+    seeds = recipe.seeds if among_losses else recipe.seeds[:1]
     return [
         {**settings, "l2": l2, "held_out": HELD_OUT}
-        for settings in conditions(recipe._replace(seeds=recipe.seeds[:1]))
+        for settings in conditions(recipe._replace(seeds=seeds))
         for l2 in recipe.l2
     ]
 
@@ -505,7 +540,7 @@ def run(job):
     ):
         if epochs:
             loss = loss_of(counts)
-            fit(model, optimizer, loss, train, epochs, method.oversample, settings["seed"], recipe)
+            fit(model, optimizer, loss, train, epochs, method, settings["seed"], recipe)
     seconds = time.perf_counter() - start
     logits = predict(model, evaluation[0])
     predicted = predict(model, train[0])
@@ -539,17 +574,20 @@ def run(job):
     }
 
 
-def fit(model, optimizer, loss, train, epochs, oversample, seed, recipe):
+def fit(model, optimizer, loss, train, epochs, method, seed, recipe):
     """Trains the model for a range of epochs."""
-    rate = functools.partial(learning_rate, recipe=recipe)
+
+    def rate(epoch):
+        return method.rate * learning_rate(epoch, recipe)
+
     if keras.backend.backend() == "jax":
         import device_loop
 
-        options = (recipe.batch_size, recipe.augment, oversample, seed)
+        options = (recipe.batch_size, recipe.augment, method.oversample, seed)
         device_loop.Loop(model, optimizer, loss, train, *options).run(epochs, rate)
         return
     # Anew for the second phase: how far Keras has read ahead is chance.
-    kind = BalancedBatches if oversample else long_tailed_cifar.Batches
+    kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
     seed = [seed, epochs.start] if epochs.start else seed
     batches = kind(*train, recipe.batch_size, recipe.augment, seed)
     model.compile(optimizer, loss, steps_per_execution=len(batches))
@@ -662,9 +700,11 @@ def main(argv=None):
             json.dumps([run["settings"], run["recipe"]], sort_keys=True): run["result"]
             for run in long_tailed_cifar.read_results(args.output)
         }
-        run_all(selections(recipe), recipe, results, args.output, args.workers)
+        first = selections(recipe, args.held_out)
+        run_all(first, recipe, results, args.output, args.workers)
         run_all(finals(recipe, results), recipe, results, args.output, args.workers)
-    accuracy_report.report(args.report or [args.output], args.pictures)
+    candidates = args.recipe.losses if args.held_out else ()
+    accuracy_report.report(args.report or [args.output], args.pictures, candidates)
 
 
 if __name__ == "__main__":

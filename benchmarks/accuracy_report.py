@@ -47,8 +47,11 @@ PAIRS = (
 )
 
 
-def report(paths, pictures=None):
-    """Prints a Markdown table for each data set, profile, ratio and recipe."""
+def report(paths, pictures=None, candidates=()):
+    """Prints a Markdown table for each data set, profile, ratio and recipe.
+
+    With `candidates`, losses, also which of them the hold-outs choose.
+    """
     tables = defaultdict(lambda: defaultdict(dict))
     for path in paths:
         for run in long_tailed_cifar.read_results(path):
@@ -66,6 +69,8 @@ def report(paths, pictures=None):
     }
     print_summary(tested)
     print_pairs(tested)
+    if candidates:
+        print_choices(tables, candidates)
     for condition, of_losses in tables.items():
         title, recipe = title_of(condition), json.loads(condition)[1]
         print(f"\n### {title}\n")
@@ -121,6 +126,37 @@ def print_pairs(tested):
     if rows:
         print("\n### Differences\n")
         print_rows(["difference", *map(title_of, tested)], rows)
+
+
+def print_choices(tables, candidates):
+    """Prints what the hold-out of each seed chooses, and its test score against the best loss.
+
+    The best is one loss for all seeds, by its mean on the test set: what nobody can know before.
+    """
+    rows = []
+    for condition, of_losses in tables.items():
+        values, recipe = json.loads(condition)
+        values[3] = 0.0  # The same without a hold-out.
+        of_tested = tables.get(json.dumps([values, recipe]), {})
+        held_out = {loss: decided(of_losses, loss) for loss in candidates}
+        tested = {loss: decided(of_tested, loss) for loss in candidates}
+        seeds = set.intersection(*map(set, held_out.values()), *map(set, tested.values()))
+        if json.loads(condition)[0][3] == 0 or not seeds:
+            continue
+        choices = {
+            seed: max(candidates, key=lambda loss, seed=seed: held_out[loss][seed])
+            for seed in sorted(seeds)
+        }
+        chosen = {seed: tested[loss][seed] for seed, loss in choices.items()}
+        of_seeds = {loss: {seed: tested[loss][seed] for seed in choices} for loss in candidates}
+        best = max(candidates, key=lambda loss: statistics.mean(of_seeds[loss].values()))
+        rows.append([title_of(json.dumps([values, recipe])), ", ".join(choices.values())])
+        rows[-1] += [mean_and_error(chosen.values()), best]
+        rows[-1] += [mean_and_error(of_seeds[best].values()), difference(chosen, of_seeds[best])]
+    if rows:
+        print("\n### Choices of the hold-outs\n")
+        columns = ["condition", "chosen, by seed", "tested", "best on the test set", "tested"]
+        print_rows([*columns, "chosen - best"], rows)
 
 
 def decided(of_losses, name):

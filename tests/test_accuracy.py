@@ -127,6 +127,18 @@ def test_baselines_meet_ours_where_they_should(rng):
     np.testing.assert_allclose(float(plain(y, z)), float(GLALoss(COUNTS, tau=0)(y, z)), 1e-6)
 
 
+def test_margins_of_another_scale(rng):
+    z = rng.normal(size=(8, 4)).astype("float32")
+    y = np.arange(8) % 4
+    for scale in accuracy.SCALES:
+        loss = accuracy.METHODS[f"gca_scale{scale}"].loss(COUNTS)
+        np.testing.assert_allclose(loss.surrogate.margins.mean(), scale)
+        gca = accuracy.METHODS["gca"].loss(COUNTS)
+        np.testing.assert_allclose(float(loss(y, z * np.float32(scale))), float(gca(y, z)), 1e-5)
+    assert accuracy.METHODS["gca_scale3_rate_times"].rate == 3
+    assert accuracy.METHODS["gca_scale0.1_rate_over"].rate == 10
+
+
 def test_effective_number_is_cuis():
     weights = baselines.effective_weights(COUNTS, beta=0.99)
     expected = 0.01 / (1 - 0.99**COUNTS)
@@ -280,6 +292,13 @@ def test_a_method_sets_loss_batches_and_l2(trained):
     _, (phase,) = trained("oversampled")
     assert phase["batches"] is accuracy.BalancedBatches
     np.testing.assert_array_equal(phase["loss"].surrogate.shift, 0.0)
+
+
+@pytest.mark.slow
+def test_a_method_scales_the_learning_rate(trained):
+    _, (phase,) = trained("gca_scale3_rate_times")
+    cosine = 0.05 * (1 + np.cos(np.pi * np.arange(3) / 3))
+    np.testing.assert_allclose(phase["rates"], 3 * np.array([0.05, 0.1, *cosine]), rtol=1e-6)
 
 
 def test_vs_is_set_as_in_its_paper():
@@ -523,9 +542,41 @@ def test_report_by_hand(tmp_path, capsys):
     ]
 
 
+def test_the_report_chooses_on_the_hold_out(tmp_path, capsys):
+    path = tmp_path / "runs.jsonl"
+    held_out = {"ce": (0.5, 0.9), "gca": (0.6, 0.8)}  # Of seeds 0 and 1.
+    tested = {"ce": (0.6, 0.7), "gca": (0.7, 0.9)}
+    path.write_text(
+        "".join(
+            line(loss, seed, [score] * 2, [score] * 2, part)
+            for scores, part in ((held_out, 0.2), (tested, 0.0))
+            for loss, of_seeds in scores.items()
+            for seed, score in enumerate(of_seeds)
+        )
+        + line("weighted", 0, [1.0, 1.0], [1.0, 1.0])  # Not a candidate.
+    )
+    accuracy_report.report([path], candidates=("ce", "gca"))
+    _, printed = capsys.readouterr().out.split("### Choices of the hold-outs\n\n")
+    assert printed.splitlines()[2] == (
+        "| digits, step, ratio 10, 7 epochs | gca, ce | 70.0 ± 0.0 | gca | 80.0 ± 10.0 "
+        "| -10.0 ± 10.0 |"
+    )
+    accuracy_report.report([path])
+    assert "Choices" not in capsys.readouterr().out
+
+
+def test_a_hold_out_of_every_seed_to_choose_among_losses():
+    recipe = accuracy.PROTOCOLS["quick"]
+    first = accuracy.selections(recipe, among_losses=True)
+    finals = [{**settings, "held_out": 0.2} for settings in accuracy.finals(recipe, {})]
+    assert first == finals
+    assert accuracy.selections(recipe) == []
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        (["--held-out", "--l2", "0", "1e-4"], "`held_out` chooses among losses of one `l2`"),
         (["--epochs", "0"], "`epochs` and `workers` must be at least 1"),
         (["--workers", "0"], "`epochs` and `workers` must be at least 1"),
         (["--l2", "-1"], "`l2` must not be negative"),
