@@ -91,5 +91,6 @@ def test_noisy_labels(follow):
     assert found["QS"][chosen["noisy"]] >= 0.5
     assert test["noisy"][chosen["noisy"]] > test["noisy"][0] + 0.05
     assert test["clean"][chosen["clean"]] > test["noisy"][chosen["noisy"]]
+    assert np.ptp(test["clean"]) < 0.03  # Level, as the page says.
     memorised = found["memorised"]
     assert memorised[0] > 0.5 > memorised[chosen["noisy"]]
