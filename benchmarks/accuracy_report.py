@@ -71,6 +71,7 @@ def report(paths, pictures=None, candidates=()):
     print_pairs(tested)
     if candidates:
         print_choices(tables, candidates)
+    print_offsets(tables)
     for condition, of_losses in tables.items():
         title, recipe = title_of(condition), json.loads(condition)[1]
         print(f"\n### {title}\n")
@@ -134,14 +135,11 @@ def print_choices(tables, candidates):
     The best is one loss for all seeds, by its mean on the test set: what nobody can know before.
     """
     rows = []
-    for condition, of_losses in tables.items():
-        values, recipe = json.loads(condition)
-        values[3] = 0.0  # The same without a hold-out.
-        of_tested = tables.get(json.dumps([values, recipe]), {})
+    for condition, of_losses, of_tested in with_hold_outs(tables):
         held_out = {loss: decided(of_losses, loss) for loss in candidates}
         tested = {loss: decided(of_tested, loss) for loss in candidates}
         seeds = set.intersection(*map(set, held_out.values()), *map(set, tested.values()))
-        if json.loads(condition)[0][3] == 0 or not seeds:
+        if not seeds:
             continue
         choices = {
             seed: max(candidates, key=lambda loss, seed=seed: held_out[loss][seed])
@@ -150,13 +148,50 @@ def print_choices(tables, candidates):
         chosen = {seed: tested[loss][seed] for seed, loss in choices.items()}
         of_seeds = {loss: {seed: tested[loss][seed] for seed in choices} for loss in candidates}
         best = max(candidates, key=lambda loss: statistics.mean(of_seeds[loss].values()))
-        rows.append([title_of(json.dumps([values, recipe])), ", ".join(choices.values())])
+        rows.append([title_of(condition), ", ".join(choices.values())])
         rows[-1] += [mean_and_error(chosen.values()), best]
         rows[-1] += [mean_and_error(of_seeds[best].values()), difference(chosen, of_seeds[best])]
     if rows:
         print("\n### Choices of the hold-outs\n")
         columns = ["condition", "chosen, by seed", "tested", "best on the test set", "tested"]
         print_rows([*columns, "chosen - best"], rows)
+
+
+def print_offsets(tables):
+    """Prints what a decision of one's own adds: the offset that is best on the hold-out."""
+    rows = []
+    for condition, of_losses, of_tested in with_hold_outs(tables):
+        for (loss, l2), held_out in of_losses.items():
+            tested = of_tested.get((loss, l2), {})
+            seeds = [
+                seed
+                for seed in sorted(tested)
+                if "offsets" in held_out.get(seed, {}) and "offsets" in tested[seed]
+            ]
+            if not seeds:
+                continue
+            offsets = {seed: held_out[seed]["offsets"] for seed in seeds}
+            chosen = {seed: max(of, key=of.get) for seed, of in offsets.items()}
+            by_offset = {seed: 100 * tested[seed]["offsets"][chosen[seed]] for seed in seeds}
+            runs = {seed: tested[seed] for seed in seeds}
+            logits, posterior = (balanced(runs, key) for key in ("recalls", "recalls_of_posterior"))
+            row = [title_of(condition), loss]
+            row += [mean_and_error(of.values()) for of in (logits, posterior, by_offset)]
+            rows.append([*row, ", ".join(f"{float(tau):g}" for tau in chosen.values())])
+    if rows:
+        print("\n### Decisions\n")
+        columns = ["condition", "loss", "logits", "posterior", "by offset", "offset, by seed"]
+        print_rows(columns, rows)
+
+
+def with_hold_outs(tables):
+    """Yields each condition that has a hold-out, the results there, and those on the test set."""
+    for condition, of_losses in tables.items():
+        values, recipe = json.loads(condition)
+        if values[3]:
+            values[3] = 0.0
+            condition = json.dumps([values, recipe])
+            yield condition, of_losses, tables.get(condition, {})
 
 
 def decided(of_losses, name):

@@ -622,3 +622,23 @@ def test_speed_of_the_fit(tmp_path, capsys):
     assert len(case["ratio"]) == 2
     assert min(case["images_per_second"]["fit"]) > 0
     assert "| quick |" in capsys.readouterr().out
+
+
+def test_the_report_takes_the_offset_of_the_hold_out(tmp_path, capsys):
+    def with_offsets(score, part, offsets):
+        run = json.loads(line("ce", 0, [score] * 2, [score] * 2, part))
+        run["result"]["offsets"] = offsets
+        return json.dumps(run) + "\n"
+
+    path = tmp_path / "runs.jsonl"
+    path.write_text(
+        with_offsets(0.5, 0.2, {"0.0": 0.5, "0.5": 0.8, "1.0": 0.7})
+        + with_offsets(0.6, 0.0, {"0.0": 0.6, "0.5": 0.65, "1.0": 0.9})
+        + line("gca", 0, [0.5, 0.5], [0.5, 0.5])
+    )
+    accuracy_report.report([path])
+    _, printed = capsys.readouterr().out.split("### Decisions\n\n")
+    assert printed.splitlines()[2:4] == [
+        "| digits, step, ratio 10, 7 epochs | ce | 60.0 | 60.0 | 65.0 | 0.5 |",
+        "",
+    ]
