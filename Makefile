@@ -7,7 +7,7 @@ BACKENDS := .venv-backends
 TORCH ?= torch
 CORE := $(patsubst %,tests/test_%.py,binary callbacks distribution_cost distribution_guide distribution_jax \
 	functional keras_contract labels layers losses metrics numerics posterior round_trips serving \
-	targets)
+	tables targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
