@@ -25,8 +25,10 @@ ROWS = (
     "logit_adjusted",
     "gla_q0.3",
     "gla_q0.3_tau1",
+    "gla_q0.3_tau1" + BY_POSTERIOR,
     "gla_q0.7",
     "gla_q0.7_tau1",
+    "gla_q0.7_tau1" + BY_POSTERIOR,
     "gca",
     "gca" + BY_POSTERIOR,
     "oversampled",
@@ -42,6 +44,7 @@ NOISE_ROWS = (
     "gla_q0.3_tau1",
     "gla_q0.5_tau1",
     "gla_q0.7_tau1",
+    "gla_q0.7_tau1" + BY_POSTERIOR,
     "weighted_q0.7",
 )
 # Whose logits are not what they are meant to decide by.

@@ -8,6 +8,7 @@ import fit_speed
 import labels
 import long_tailed_cifar
 import segmentation
+import tables_report
 import tabular
 from processes import ROOT
 
@@ -58,6 +59,16 @@ def test_accuracy(capsys):
     quoted = re.findall(r"(?m)^\| (?:ce|logit_adjusted|gca)[^`\n]*$", README)
     assert len(quoted) == 5
     assert all(row in summary.splitlines() for row in quoted)
+
+
+def test_tables(capsys):
+    tables_report.report(sorted(RESULTS.glob("tables*.jsonl")))
+    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    assert len(sections) > 3
+    for section in sections:
+        assert section.strip() + "\n" in BENCHMARKS
+    written = re.findall(r"(?m)^### Real tables.*$", BENCHMARKS)
+    assert sorted(written) == sorted(section.splitlines()[0] for section in sections)
 
 
 def test_fit_speed(capsys):

@@ -212,7 +212,7 @@ def test_networks_are_independent():
     table = binary_table()
     splits = tables.splits_of(table, repetitions=1)
     inputs = [tables.standardized(table, split) for split in splits]
-    recipe = tables.Recipe(steps=60, hidden=8, batch_size=16, learning_rate=0.03)
+    recipe = tables.Recipe(steps=60, hidden=8, batch_size=16)
     methods = {name: tables.METHODS[name] for name in ("ce", "logit_adjusted", "gca", "smote")}
     together = tables.train(inputs, splits, methods, recipe)
     assert together.shape == (4, 2, 100, 2)
