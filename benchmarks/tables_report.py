@@ -158,18 +158,16 @@ def report(paths, picture=None):
     groups = defaultdict(list)
     for path in paths:
         for line in read_results(path):
-            groups[line["ratio"], line["noise"], is_tuning(line)].append(line)
+            groups[line["noise"], is_tuning(line)].append(line)
     of_noise = {}
-    for (ratio, noise, tuning), lines in sorted(groups.items(), key=str):
+    for (noise, tuning), lines in sorted(groups.items()):
         if tuning:
             print_recipes(lines)
-        elif ratio is not None:
-            print_decisions(Scores(lines), f"made long-tailed at {ratio:g}")
         else:
             of_noise[noise] = Scores(lines)
     if 0.0 in of_noise:
         scores = of_noise[0.0]
-        by_source, mean_ranks, rows = print_decisions(scores, "with two classes")
+        by_source, mean_ranks, rows = print_decisions(scores)
         if picture is not None:
             draw(rows, mean_ranks, pairwise(by_source), len(scores.sources), picture)
         print_probabilities(scores)
@@ -184,7 +182,7 @@ def is_tuning(line):
     return line["source"] in tables.TUNING_SOURCES
 
 
-def print_decisions(scores, title):
+def print_decisions(scores):
     """Prints the decisions of all methods, best first."""
     rows = scores.rows(ROWS)
     values = scores.values(rows, "balanced_accuracy")
@@ -211,7 +209,7 @@ def print_decisions(scores, title):
             ]
             row.append(p_value(p[i]))
         cells.append(row)
-    print(f"\n### Real tables {title}: decisions\n")
+    print("\n### Real tables: decisions\n")
     print(f"{len(scores.tables)} tables of {len(scores.sources)} sources. No difference at all:")
     print(f"p = {friedman(by_source):.1e} by Friedman's test.\n")
     columns = ["method", "mean rank", "balanced accuracy", "mean rank by geometric mean"]
@@ -238,7 +236,7 @@ def print_probabilities(scores):
         )
         columns += [name, "mean rank"]
     order = np.argsort(found[1][1])
-    print("\n### Real tables with two classes: probabilities\n")
+    print("\n### Real tables: probabilities\n")
     cells = [
         [rows[i]]
         + [
@@ -274,7 +272,7 @@ def print_calibration(scores):
     temperatures = scores.by_source(scores.values(rows, "log_temperature"))
     without = scores.by_source(scores.values(rows, "not_calibrated"))
     columns += ["temperature", "without one"]
-    print("\n### Real tables with two classes: calibration\n")
+    print("\n### Real tables: calibration\n")
     cells = []
     for i, row in enumerate(rows):
         cells.append(
@@ -318,7 +316,7 @@ def print_noise(of_noise):
                 cell.append(f"{(difference > 0).sum()} / {(difference < 0).sum()}")
                 cell.append(p_value(adjusted[noise][i - (i > base)]))
         cells.append(cell)
-    print("\n### Real tables with two classes: wrong training labels\n")
+    print("\n### Real tables: wrong training labels\n")
     print_rows(columns, cells)
     print()
     for noise in levels[1:]:
