@@ -50,6 +50,7 @@ TOGETHER = 8  # Tables whose networks are one program.
 TUNING_SOURCES = ("abalone", "flare", "glass")
 CALIBRATED_FOLDS = 2  # Those of the first repetition: `calibrate` takes longer than to train.
 SMALLEST = 1e-6  # Probability in a log loss.
+DECISIONS = ("balanced_accuracy", "balanced_accuracy_posterior", "memorised")
 SETTINGS = ("table", "source", "noise", "seed", "recipe")
 
 
@@ -554,13 +555,16 @@ def append(lines, output):
 
 
 def write_means(paths, output):
-    """Writes the lines of files with the mean over the folds of each score."""
+    """Writes the lines of files with the mean over the folds of each score that is reported."""
     lines = [line for path in paths for line in long_tailed_cifar.read_results(path)]
     for line in lines:
+        of_decisions_only = line["noise"] or line["source"] in TUNING_SOURCES
         line["scores"] = {
-            name: round(float(np.mean(values)), 4) for name, values in line["scores"].items()
+            name: round(float(np.mean(values)), 4)
+            for name, values in line["scores"].items()
+            if not of_decisions_only or name in DECISIONS
         }
-    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
 def parse_arguments(argv=None):

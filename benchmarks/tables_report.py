@@ -210,8 +210,10 @@ def print_decisions(scores):
             row.append(p_value(p[i]))
         cells.append(row)
     print("\n### Real tables: decisions\n")
-    print(f"{len(scores.tables)} tables of {len(scores.sources)} sources. No difference at all:")
-    print(f"p = {friedman(by_source):.1e} by Friedman's test.\n")
+    print(
+        f"{len(scores.tables)} tables of {len(scores.sources)} sources; that all methods do the same"
+    )
+    print(f"has p = {friedman(by_source):.0e} (Friedman's test).\n")
     columns = ["method", "mean rank", "balanced accuracy", "mean rank by geometric mean"]
     columns += ["geometric mean", f"difference to {BASE}", "better / worse", "p (Holm)"]
     print_rows(columns, cells)
