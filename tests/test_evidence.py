@@ -9,6 +9,7 @@ import fit_speed
 import labels
 import long_tailed_cifar
 import segmentation
+import tables_report
 import tabular
 from processes import ROOT
 
@@ -104,6 +105,16 @@ def test_consistency():
         assert f"({found[0]:.3f}, {found[1]:.3f})" in METHOD
         assert f"({found[0]:.3f}, {found[1]:.3f})" in BENCHMARKS
         assert (found.argmax() == 1) == consistent
+
+
+def test_tables(capsys):
+    tables_report.report(sorted(RESULTS.glob("tables*.jsonl")))
+    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    assert len(sections) > 3
+    for section in sections:
+        assert section.strip() + "\n" in BENCHMARKS
+    written = re.findall(r"(?m)^### Real tables.*$", BENCHMARKS)
+    assert sorted(written) == sorted(section.splitlines()[0] for section in sections)
 
 
 def test_fit_speed(capsys):
