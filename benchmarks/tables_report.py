@@ -211,7 +211,7 @@ def print_decisions(scores):
         cells.append(row)
     print("\n### Real tables: decisions\n")
     print(
-        f"{len(scores.tables)} tables of {len(scores.sources)} sources; that all methods do the same"
+        f"{len(scores.tables)} tables of {len(scores.sources)} sources; that all methods are equal"
     )
     print(f"has p = {friedman(by_source):.0e} (Friedman's test).\n")
     columns = ["method", "mean rank", "balanced accuracy", "mean rank by geometric mean"]
