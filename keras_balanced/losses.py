@@ -278,6 +278,10 @@ class GLALoss(BalancedLoss):
     not. But a gradient in the tail carries `s^q`, and the shift starts `s` near 0 there: trained
     from scratch, `q >= 0.5` can lose the rare classes, and `tau = 1` loses fewer.
 
+    Take `q > 0` where training labels are wrong and the network would memorise them: 0.3 to 0.7
+    with `tau=1`, chosen on held-out data. Then decide by the argmax of the logits: `posterior` is
+    that of a minimiser, from which such a training stays far.
+
     Args:
         priors: Class mix of the data that the model sees, after any resampling: `K` counts or
             probabilities (1-D, positive), a dict or pandas Series of them by class id, or an
