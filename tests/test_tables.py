@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import baselines
 import keras
@@ -218,7 +219,7 @@ def test_networks_are_independent():
 
 @on_jax
 def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "RECIPE", tables.Recipe(steps=20, hidden=8))
+    monkeypatch.setattr(tables, "RECIPE", tables.Recipe(steps=100, hidden=8))
     some = ("ce", "logit_adjusted", "gla_q0.7_tau1", "gca")
     monkeypatch.setattr(tables, "METHODS", {name: tables.METHODS[name] for name in some})
     monkeypatch.delitem(tables.MODELS, "balanced_forest")
@@ -232,12 +233,11 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     assert {found["table"] for found in lines} == {"ecoli1", "ecoli2", "pima", "wisconsin"}
     assert [found["method"] for found in lines] == 4 * list(some) + 4 * list(tables.MODELS)
     for found in lines:
-        assert found["recipe"]["steps"] == 20
+        assert found["recipe"]["steps"] == 100
         assert found["versions"]["jax"]
         assert all(len(values) == 2 for values in found["scores"].values())
-        of_posterior = np.mean(found["scores"]["balanced_accuracy_posterior"])
-        # Gradient boosting needs 20 examples in each leaf.
-        assert (0.4 if found["method"] == "gradient_boosting" else 0.6) < of_posterior <= 1
+        if found["method"] != "gradient_boosting":  # It needs 20 examples in each leaf.
+            assert np.mean(found["scores"]["average_precision"]) > 0.5  # By chance 0.29.
         assert 0 < np.mean(found["scores"]["log_loss"]) < 3
     assert "calibrated_log_loss" in lines[0]["scores"]
 
@@ -262,7 +262,9 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     assert "wrong training labels" in report
     assert (tmp_path / "ranks.png").stat().st_size > 1000
     tables.main(["--report", str(means)])
-    assert capsys.readouterr().out.splitlines()[:4] == report.splitlines()[:4]
+    of_means = capsys.readouterr().out
+    assert re.findall("(?m)^### .*", of_means) == re.findall("(?m)^### .*", report)
+    assert "4 tables of 3 sources" in of_means
 
 
 def test_arguments(capsys):
