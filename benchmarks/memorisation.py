@@ -6,7 +6,7 @@ Reads the trainings of `accuracy.py --label-noise`, and pairs logit adjustment w
 and tau = 1, trained on the same labels with the same seed. Prints the gain of each cell (data,
 ratio, images, epochs, noise) beside the fraction of the wrong labels that logit adjustment
 memorised, their rank correlation over trainings with an interval over cells, and how often a
-rule that some of the cells gave (`RULE`) is right about the others.
+rule that some of the cells gave (`RULE`) is right about the others, and about KEEL's tables.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import accuracy_report  # noqa: E402
 import long_tailed_cifar  # noqa: E402
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("noise_*.jsonl"))
+TABLES = ROOT / "benchmarks" / "results" / "tables_noise.jsonl"
 BASE, LOSS = "logit_adjusted", "gla_q0.7_tau1"
 # GLA is to gain where logit adjustment memorises more of the wrong labels than this, in percent.
 RULE = 42
@@ -50,6 +51,17 @@ def pairs_of(paths):
             if base is not None
         ]
     return {cell: of_cell for cell, of_cell in sorted(pairs.items(), key=str) if of_cell}
+
+
+def pairs_of_tables(path):
+    """Returns the same of KEEL's tables, each with each rate of wrong labels."""
+    scores = defaultdict(dict)
+    for run in long_tailed_cifar.read_results(path):
+        scores[run["table"], run["noise"]][run["method"]] = run["scores"]
+    return [
+        (100 * of[BASE]["memorised"], of[LOSS]["balanced_accuracy"] - of[BASE]["balanced_accuracy"])
+        for of in scores.values()
+    ]
 
 
 def balanced(result):
@@ -90,7 +102,7 @@ def cell_name(cell):
     return f"{dataset}, ratio {ratio:g}{images}, {epochs} epochs, {float(rate):.0%} {kind}"
 
 
-def report(pairs):
+def report(pairs, of_tables):
     print("| cell | seeds | memorised, % | gain | the rule says | seeds right |")
     print("|---|---|---|---|---|---|")
     for cell, of_cell in sorted(pairs.items(), key=lambda item: not is_of_the_rule(item[0])):
@@ -111,6 +123,12 @@ def report(pairs):
         f"\nRank correlation over {sum(map(len, pairs.values()))} trainings {value:.2f}, "
         f"95% interval over cells {low:.2f} to {high:.2f}. Outside the cells that it was made of, "
         f"the rule is right for {right} of {len(others)} trainings."
+    )
+    right = sum((m > RULE) == (gain > 0) for m, gain in of_tables)
+    gains = sum(gain > 0 for _, gain in of_tables)
+    print(
+        f"On KEEL's tables it is right for {right} of {len(of_tables)}, where to expect a gain of "
+        f"all is right for {gains}."
     )
 
 
@@ -151,7 +169,7 @@ def main(argv=None):
     parser.add_argument("--picture", type=pathlib.Path)
     args = parser.parse_args(argv)
     pairs = pairs_of(RESULTS)
-    report(pairs)
+    report(pairs, pairs_of_tables(TABLES))
     print(f"\nThe threshold that the first cells give: {made_of(pairs):.0f}%.")
     if args.picture is not None:
         draw(pairs, args.picture)

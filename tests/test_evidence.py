@@ -8,6 +8,7 @@ import consistency
 import fit_speed
 import labels
 import long_tailed_cifar
+import memorisation
 import segmentation
 import tables_report
 import tabular
@@ -65,6 +66,27 @@ def test_accuracy(capsys):
     for page in (WHICH_LOSS, METHOD):
         assert re.findall(WITH_ERROR, page)
         assert set(re.findall(WITH_ERROR, page)) <= set(re.findall(WITH_ERROR, BENCHMARKS))
+
+
+Q = ("logit_adjusted", "gla_q0.5_tau1", "gla_q0.7_tau1", "gla_q0.9_tau1")
+
+
+def test_wrong_labels(capsys):
+    accuracy_report.report([RESULTS / "noise_digits.jsonl"], candidates=Q)
+    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    assert sections["Summary"] in BENCHMARKS
+    assert sections["Choices of the hold-outs"] in BENCHMARKS
+    pairs = memorisation.pairs_of(memorisation.RESULTS)
+    memorisation.report(pairs, memorisation.pairs_of_tables(memorisation.TABLES))
+    assert capsys.readouterr().out in BENCHMARKS
+    # The rule was made of these cells.
+    assert round(memorisation.made_of(pairs)) == memorisation.RULE
+
+
+def test_decisions(capsys):
+    accuracy_report.report([RESULTS / "offsets_digits.jsonl"])
+    (decisions,) = re.findall(r"### Decisions\n\n((?:\|.*\n)+)", capsys.readouterr().out)
+    assert decisions in BENCHMARKS
 
 
 def cells(table):

@@ -38,13 +38,25 @@ def test_correlation_and_threshold(lines, capsys, monkeypatch):
     assert value == pytest.approx(0.894, abs=1e-3)  # With ties, (1 + 1) / sqrt(5).
     assert low <= value <= high
     assert memorisation.threshold(pairs) == pytest.approx((21 + 90) / 2)
-    memorisation.report(pairs)
+    memorisation.report(pairs, [(90, 0.1), (90, -0.1), (10, 0.1)])
     printed = capsys.readouterr().out
     assert (
         "400 images, 30 epochs, 40% uniform (of the rule) | 2 | 20 | -10.0 ± 0.0 | loss | 2 |"
         in printed
     )
     assert "right for 2 of 2 trainings" in printed
+    assert "right for 1 of 3, where to expect a gain of all is right for 2." in printed
     monkeypatch.setattr(memorisation, "RULE", 95)
-    memorisation.report(pairs)
+    memorisation.report(pairs, [])
     assert "right for 0 of 2 trainings" in capsys.readouterr().out
+
+
+def test_tables(tmp_path):
+    path = tmp_path / "tables.jsonl"
+    with path.open("w") as file:
+        for method, score in ((memorisation.BASE, 0.6), (memorisation.LOSS, 0.7)):
+            scores = {"balanced_accuracy": score, "memorised": score - 0.2}
+            run = {"table": "glass", "noise": 0.4, "method": method, "scores": scores}
+            file.write(json.dumps(run) + "\n")
+    ((memorised, gain),) = memorisation.pairs_of_tables(path)
+    assert (memorised, gain) == (pytest.approx(40), pytest.approx(0.1))
