@@ -173,7 +173,7 @@ def test_keras_and_tfds_give_the_same_arrays(data_format, tmp_path, monkeypatch,
     monkeypatch.setattr(
         tfds.download.DownloadManager, "download_and_extract", lambda *_: str(tmp_path)
     )
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "prepared"))
     monkeypatch.setattr(keras.config, "image_data_format", lambda: data_format)
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: tuple(parts.values()))
     monkeypatch.setitem(datasets._CIFAR_MAX_COUNT, "cifar10", 30)
