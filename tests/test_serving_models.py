@@ -239,7 +239,8 @@ REFUSED = {
     "scaled": (lambda: of_softmax(lambda p: p * 1.0), "as a softmax gives them"),
     "cast": (lambda: of_softmax(lambda p: ops.cast(ops.cast(p, "float64"), "float32")), "logits"),
 }
-if TENSORFLOW:  # On JAX the export of such a layer is right.
+# On JAX the export of such a layer is right, and in Keras 3.10.
+if TENSORFLOW and not keras.__version__.startswith("3.10."):
     REFUSED["time"] = (time_distributed, "`model` must be exported as it is")
 
 
