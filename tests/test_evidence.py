@@ -89,6 +89,12 @@ def test_decisions(capsys):
     assert decisions in BENCHMARKS
 
 
+def test_scale_of_the_margins(capsys):
+    accuracy_report.report([RESULTS / "scale_cifar10.jsonl"])
+    (summary,) = re.findall(r"### Summary\n\n((?:\|.*\n)+)", capsys.readouterr().out)
+    assert summary in BENCHMARKS
+
+
 def cells(table):
     """Returns the cells of each row of a Markdown table by the first cell and the header."""
     header, _, *rows = (
