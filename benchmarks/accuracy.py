@@ -692,13 +692,9 @@ def main(argv=None):
         return
     if not args.report:
         recipe = args.recipe
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("a+b") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
-                file.write(b"\n")  # A kill cut the last line short.
         results = {
             json.dumps([run["settings"], run["recipe"]], sort_keys=True): run["result"]
-            for run in long_tailed_cifar.read_results(args.output)
+            for run in long_tailed_cifar.resume(args.output)
         }
         first = selections(recipe, args.held_out)
         run_all(first, recipe, results, args.output, args.workers)

@@ -8,6 +8,7 @@ what is done), and draws class counts and per-class recalls beside it.
 
 import argparse
 import json
+import os
 import pathlib
 import time
 
@@ -198,6 +199,15 @@ def read_results(path):
             print(f"{path}: skipped a broken line")
 
 
+def resume(path):
+    """Returns the runs of a file to append to, and ends the line that a kill cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+            file.write(b"\n")
+    return read_results(path)
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     if args.mixed_precision:
@@ -206,7 +216,7 @@ def main(argv=None):
     train_data, test_data = datasets.load(
         args.dataset, args.imbalance_ratio, args.profile, args.seed
     )
-    done = {json.dumps(run["settings"]): run["result"] for run in read_results(args.output)}
+    done = {json.dumps(run["settings"]): run["result"] for run in resume(args.output)}
     results = {}
     for name in args.losses:
         settings = {"loss": name, **shared}

@@ -49,13 +49,15 @@ def test_main_job(tmp_path, capsys, monkeypatch):
 
     # A rerun trains only what is missing, also after a line that a kill cut short.
     with output.open("a") as file:
-        file.write('{"settings": {"lo\n')
+        file.write('{"settings": {"lo')
     main_job.main([*arguments, "--losses", "ce", "gla", "gca"])
     printed = capsys.readouterr().out
     assert printed.count("done before") == 2
     assert printed.count("training images") == 1
     assert len(logs) == 3
     assert len(output.read_text().splitlines()) == 4
+    main_job.main([*arguments, "--losses", "ce", "gla", "gca"])
+    assert capsys.readouterr().out.count("done before") == 3
 
 
 def test_all_losses_of_the_main_job_build():
