@@ -58,6 +58,7 @@ def long_tail_counts(
         - [Cao et al., 2019](https://arxiv.org/abs/1906.07413)
     """
     num_classes = validation.check_integer("num_classes", num_classes, low=2)
+    max_count = validation.check_integer("max_count", max_count, low=1)
     check_imbalance(imbalance_ratio, profile)
     if profile == "exponential":
         fractions = (1 / imbalance_ratio) ** (np.arange(num_classes) / (num_classes - 1))

@@ -122,6 +122,9 @@ def test_cifar_that_cannot_be_had_says_how_to_get_it(tmp_path):
         ({"imbalance_ratio": 1000}, "`imbalance_ratio` must be at most the largest class's 124"),
         ({"profile": "linear"}, "`profile` must be one of.*profile='linear'"),
         ({"validation_split": 1.0}, r"`validation_split` must be in \[0, 1\)"),
+        ({"max_count": 0}, "`max_count` must be an integer of at least 1. Received: max_count=0"),
+        ({"max_count": 10.5}, "`max_count` must be an integer of at least 1"),
+        ({"max_count": "9"}, "`max_count` must be an integer of at least 1"),
     ],
 )
 def test_bad_arguments_of_load(arguments, message):
