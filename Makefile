@@ -68,25 +68,18 @@ build:
 	$(WHEEL)/bin/python -m build
 	$(WHEEL)/bin/twine check --strict dist/*
 
-$(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[all,dev]"
-	touch $@
-
-$(RECIPES)/installed: pyproject.toml
-	$(PYTHON) -m venv $(RECIPES)
-	$(RECIPES)/bin/pip install --quiet --editable ".[all,dev,recipes]"
+$(VENV)/installed: EXTRAS := all,dev
+$(RECIPES)/installed: EXTRAS := all,dev,recipes
+$(DOCS)/installed: EXTRAS := docs
+$(VENV)/installed $(RECIPES)/installed $(DOCS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
 $(BACKENDS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(BACKENDS)
 	$(BACKENDS)/bin/pip install --quiet "$(TORCH)"
 	$(BACKENDS)/bin/pip install --quiet --editable ".[all,jax,dev]"
-	touch $@
-
-$(DOCS)/installed: pyproject.toml
-	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/pip install --quiet --editable ".[docs]"
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml
