@@ -43,6 +43,7 @@ import accuracy_report  # noqa: E402
 import baselines  # noqa: E402
 import keras  # noqa: E402
 import long_tailed_cifar  # noqa: E402
+import probabilities  # noqa: E402
 
 import keras_balanced  # noqa: E402
 from keras_balanced import (  # noqa: E402
@@ -57,6 +58,7 @@ from keras_balanced import (  # noqa: E402
 HELD_OUT = 0.2
 SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
 OFFSETS = tuple(i / 4 for i in range(-4, 9))  # Times `log prior`, taken off the logits.
+NOISES = ("uniform", "pair", "to_tail", "to_head")
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # Pixels.
 
 
@@ -241,7 +243,8 @@ def parse_arguments(argv=None):
         nargs="+",
         type=label_noise,
         metavar="NOISE",
-        help="none, uniform:RATE or pair:RATE; RATE of the training labels are wrong",
+        help="none or KIND:RATE (uniform, pair, to_tail, to_head): RATE of the training labels, or "
+        "of those of the head or the tail, are wrong",
     )
     parser.add_argument("--n-max", nargs="+", type=int, help="images of the largest class")
     parser.add_argument("--losses", nargs="+", choices=METHODS, metavar="LOSS")
@@ -311,10 +314,10 @@ def label_noise(text):
         return None
     kind, _, rate = text.partition(":")
     with contextlib.suppress(ValueError):
-        if kind in ("uniform", "pair") and 0 < float(rate) < 1:
+        if kind in NOISES and 0 < float(rate) < 1:
             return f"{kind}:{float(rate):g}"
     raise argparse.ArgumentTypeError(
-        "label noise must be none, uniform:RATE or pair:RATE with a RATE in (0, 1). "
+        f"label noise must be none or KIND:RATE with a RATE in (0, 1) and a KIND of {NOISES}. "
         f"Received: {text}"
     )
 
@@ -431,15 +434,24 @@ def with_noise(y, noise, seed):
     """Returns the labels, each wrong with the probability in `noise`.
 
     A wrong label is one of the other classes, all as likely (`uniform:RATE`), or the next class,
-    after the last the first (`pair:RATE`). What leaves a class without a label is drawn anew.
+    after the last the first (`pair:RATE`). Of the more frequent half of the classes alone the
+    labels are wrong with `to_tail:RATE`, and become one of the rarer half; with `to_head:RATE` it
+    is the other way round. What leaves a class without a label is drawn anew.
     """
     kind, rate = noise.split(":")
     num_classes = int(y.max()) + 1
+    halves = np.split(np.argsort(-np.bincount(y), kind="stable"), [num_classes // 2])
     rng = np.random.default_rng([seed, 1])
     while True:
         wrong = rng.random(len(y)) < float(rate)
-        steps = rng.integers(1, num_classes, len(y)) if kind == "uniform" else 1
-        noisy = np.where(wrong, (y + steps) % num_classes, y)
+        if kind in ("to_tail", "to_head"):
+            source, target = halves if kind == "to_tail" else halves[::-1]
+            other = rng.choice(target, len(y))
+            wrong &= np.isin(y, source)
+        else:
+            steps = rng.integers(1, num_classes, len(y)) if kind == "uniform" else 1
+            other = (y + steps) % num_classes
+        noisy = np.where(wrong, other, y)
         if np.bincount(noisy, minlength=num_classes).all():
             return noisy
 
@@ -550,6 +562,7 @@ def run(job):
         "recalls": recalls(evaluation[1], logits),
         "recalls_of_posterior": recalls(evaluation[1], posterior(loss, logits)),
         "offsets": of_offsets(evaluation[1], logits, counts),
+        "probabilities": probabilities_of(loss, logits, evaluation[1], counts, true, settings),
         "seconds": round(seconds, 2),
         "images_per_second": round(len(train[1]) * recipe.epochs / seconds),
     }
@@ -612,12 +625,19 @@ def commit():
 def posterior(loss, logits):
     """Returns the probabilities where all classes are equally frequent."""
     uniform = np.full(logits.shape[-1], 1 / logits.shape[-1])
-    return np.concatenate(
-        [
-            keras.ops.convert_to_numpy(loss.posterior(logits[i : i + 1000], uniform))
-            for i in range(0, len(logits), 1000)
-        ]
-    )
+    return probabilities.posterior(loss, logits, uniform)
+
+
+def probabilities_of(loss, logits, y, counts, true, settings):
+    """Returns the scores of the probabilities on the test set; `None` on a hold-out."""
+    if settings["held_out"] or not np.isfinite(logits).all():
+        return None
+    noise, seed = settings.get("label_noise"), settings["seed"]
+
+    def noisy(labels):
+        return labels if noise is None else with_noise(labels, noise, seed)
+
+    return probabilities.score(loss, logits, y, counts, np.bincount(true), noisy, seed)
 
 
 def of_offsets(y, logits, counts):

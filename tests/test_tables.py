@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import tables
 import tables_report
-from sklearn import metrics as sklearn_metrics
-
-from keras_balanced.metrics import ClassCalibrationError
 
 on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="its program is JAX's")
 
@@ -116,21 +113,6 @@ def test_resampled_rows_are_balanced(rng):
     np.testing.assert_allclose(made[:, 1], 2)  # Between rows of label 1, standardised.
     batches = tables.draw_batches(rows, tables.Recipe(steps=10, batch_size=16), rng)
     assert (np.bincount(batches.ravel())[rows] == 2).all()  # Two epochs.
-
-
-def test_scores_of_probabilities(rng):
-    y = np.repeat([0, 1], [30, 10])
-    p = rng.dirichlet([1, 1], 40)
-    for weights in (np.ones(40), (1 / np.bincount(y))[y]):
-        metric = ClassCalibrationError(2)
-        metric.update_state(y, p.astype("float32"), weights.astype("float32"))
-        error = tables.calibration_error(y, p, weights)
-        assert error == pytest.approx(float(metric.result()), abs=1e-5)
-        expected = sklearn_metrics.log_loss(y, p, sample_weight=weights)
-        assert tables.log_loss(y, p, weights) == pytest.approx(expected)
-    assert tables.log_loss(np.array([1]), np.array([[1.0, 0.0]]), np.ones(1)) == pytest.approx(
-        -np.log(tables.SMALLEST)
-    )
 
 
 def test_scores_of_decisions():
