@@ -158,7 +158,8 @@ def estimate_target_priors(
 
     Returns:
         The class mix, `(K,)` float64, which sums to 1, or of one logit the positive rate, a float.
-        A class that seems absent has about 0.
+        A class that seems absent has about 0, but no less than what `target_priors` of the losses
+        and of `export` may be.
 
     Raises:
         ValueError: for invalid probabilities, or such that do not tell the classes apart.
@@ -213,6 +214,7 @@ def estimate_target_priors(
             "which the classes' probabilities depend on each other"
         )
     ratios = probabilities / np.where(priors > 0, priors, 1.0)
+    least = np.where(priors > 0, validation.SMALLEST_PRIOR, 0.0)
 
     def look_at(priors):
         """Returns the gain of each class, and the mean log-likelihood."""
@@ -222,8 +224,9 @@ def estimate_target_priors(
     longest, (gain, likelihood) = 1.0, look_at(priors)
     for _ in range(max_iterations):
         if gain.max() - 1.0 <= tolerance:
-            mix = priors / priors.sum()
-            return float(mix[1]) if one_logit or is_rate else mix
+            mix = np.maximum(priors / priors.sum(), least)
+            # The rate of what is all positive is the largest float below 1.
+            return float(min(mix[1], np.nextafter(1, 0))) if one_logit or is_rate else mix
         # Two steps of expectation maximisation, and as far as they point to (SQUAREM).
         first = priors * gain
         second = first * look_at(first)[0]

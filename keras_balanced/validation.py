@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ClassMix: TypeAlias = "ArrayLike | Mapping[int, float] | HasPriors"
 
 # Below, weights and margins leave float32.
-_SMALLEST_PRIOR = 1e-30
+SMALLEST_PRIOR = 1e-30
 
 
 def is_number(value):
@@ -136,10 +136,10 @@ def check_mix(name, values, length=None, zeros=False):
     total = vector.sum()
     # What sums to 1 but for rounding stays as it is: a mix that was saved loads unchanged.
     mix = vector if abs(total - 1.0) < 1e-12 else vector / total
-    tiny = np.flatnonzero((mix > 0) & (mix < _SMALLEST_PRIOR))
+    tiny = np.flatnonzero((mix > 0) & (mix < SMALLEST_PRIOR))
     if tiny.size:
         raise ValueError(
-            f"`{name}` must be at least {_SMALLEST_PRIOR:g} for every class that occurs. "
+            f"`{name}` must be at least {SMALLEST_PRIOR:g} for every class that occurs. "
             f"Received: {mix[tiny[:10]].tolist()} for the class ids {tiny[:10].tolist()}"
         )
     return mix
@@ -171,7 +171,7 @@ def check_rates(name, values):
         rates = mix[1] / mix.sum()
     else:
         rates = as_array(name, _held_by(values, "priors"), expected)
-    if rates.ndim > 1 or not ((rates >= _SMALLEST_PRIOR) & (rates < 1)).all():
+    if rates.ndim > 1 or not ((rates >= SMALLEST_PRIOR) & (rates < 1)).all():
         raise ValueError(
             f"`{name}` must be {expected} (`ClassPrior(..., smoothing=1.0)` keeps them there). "
             f"Received: {name}={rates.tolist()}"

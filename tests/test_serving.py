@@ -678,6 +678,31 @@ def test_a_class_that_never_comes_up_gets_nothing():
     np.testing.assert_allclose(estimate, [0.25, 0.75, 0.0], atol=1e-4)
 
 
+@pytest.mark.parametrize("sure", [3.0, 30.0, 300.0])  # 300: some probabilities are 0.
+def test_losses_take_the_estimated_mix_of_data_without_some_classes(sure, rng):
+    prior = [50, 30, 20, 0]
+    loss = GLALoss(prior, target_priors=[1, 1, 1, 0])
+    logits = rng.normal(size=(200, 4)).astype("float32")
+    logits[:150, 0] += sure
+    logits[150:, 1] += sure
+    mix = np.array([0.5, 0.3, 0.2, 0.0])
+    estimate = serving.estimate_target_priors(numpy_posterior(loss, logits, mix), prior)
+    assert estimate.sum() == pytest.approx(1.0)
+    assert estimate[3] == 0.0
+    assert estimate[2] < 0.05
+    assert (numpy_posterior(loss, logits, estimate).argmax(axis=-1) < 2).mean() > 0.9
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_losses_take_the_estimated_rate_of_data_of_one_label(sign, rng):
+    loss = BinaryGLALoss(0.2)
+    logits = (sign * rng.uniform(300, 900, 100)).astype("float32")
+    rate = serving.estimate_target_priors(numpy_posterior(loss, logits, 0.2), 0.2)
+    assert 0 < rate < 1
+    assert abs(rate - (sign > 0)) < 0.05
+    assert ((numpy_posterior(loss, logits, rate) > 0.5) == (sign > 0)).mean() > 0.9
+
+
 @pytest.mark.parametrize(
     ("probabilities", "message"),
     [
