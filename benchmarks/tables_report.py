@@ -318,7 +318,7 @@ def print_noise(of_noise):
         )
 
 
-def print_recipes(lines):
+def print_recipes(lines, title="Real tables: the recipe"):
     """Prints the recipes on the tables that choose one, by the decisions that are meant."""
     values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for line in lines:
@@ -336,7 +336,7 @@ def print_recipes(lines):
     best = {method: max(means, key=lambda recipe: means[recipe][method]) for method in methods}
     names = list(json.loads(next(iter(means))))
     ranked = sorted(means, key=lambda recipe: -np.mean(list(means[recipe].values())))
-    print("\n### Real tables: the recipe\n")
+    print(f"\n### {title}\n")
     cells = []
     for recipe in ranked:
         of_methods = means[recipe]

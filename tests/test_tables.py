@@ -110,7 +110,8 @@ def test_resampled_rows_are_balanced(rng):
     rows, made = tables.rows_to_train_on("smote", split, seed=0)
     assert len(rows) == 80
     assert rows.max() == len(split.x) + 29
-    np.testing.assert_allclose(made[:, 1], 2)  # Between rows of label 1, standardised.
+    np.testing.assert_allclose(made[0][:, 1], 2)  # Between rows of label 1, standardised.
+    assert made[1].tolist() == [1] * 30
     batches = tables.draw_batches(rows, tables.Recipe(steps=10, batch_size=16), rng)
     assert (np.bincount(batches.ravel())[rows] == 2).all()  # Two epochs.
 
@@ -187,16 +188,16 @@ def test_networks_are_independent():
     recipe = tables.Recipe(steps=60, hidden=8, batch_size=16, learning_rate=0.05)
     methods = {name: tables.METHODS[name] for name in ("ce", "logit_adjusted", "gca", "smote")}
     together = tables.train(splits, methods, recipe, seeds=[0, 1, 0, 1])
-    assert together.shape == (4, 256, 4)  # Rows to a power of two.
+    assert together.shape == (4, 4, 256, 1)  # Rows to a power of two.
     for index, name in enumerate(methods):
         alone = tables.train(splits[3:], {name: methods[name]}, recipe, seeds=[1])
         np.testing.assert_allclose(
-            alone[0, :150, 0], together[index, :150, 3], rtol=1e-3, atol=1e-3
+            alone[0, 0, :150], together[index, 3, :150], rtol=1e-3, atol=1e-3
         )
     # The losses differ, and the second column tells the classes apart.
     assert np.abs(together[0] - together[1]).max() > 0.1
     for s, split in enumerate(splits):
-        assert ((together[1, : len(split.y), s] > 0) == split.y).mean() > 0.9
+        assert ((together[1, s, : len(split.y), 0] > 0) == split.y).mean() > 0.9
 
 
 @on_jax
