@@ -118,14 +118,16 @@ def run(table, counts, recipe, args):
 
 def run_all(ratios, recipes, args):
     """Runs what has no results yet, and writes the lines of each table as it ends."""
-    done = {key_of(line) for line in long_tailed_cifar.resume(args.output)}
+    done = {key_of(line, line["method"]) for line in long_tailed_cifar.resume(args.output)}
+    names = [*methods_of([1, 1]), *({} if args.tune else tables.MODELS)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for ratio in ratios:
         for table, counts in many_class_tables(args.data or tables.data_folder("balanced"), ratio):
             for recipe in recipes:
                 settings = {"table": table.name, "ratio": ratio, "seed": args.seed}
                 settings["recipe"] = recipe._asdict()
-                if (table.name in TUNING_TABLES) != args.tune or key_of(settings) in done:
+                is_done = all(key_of(settings, name) in done for name in names)
+                if is_done or (table.name in TUNING_TABLES) != args.tune:
                     continue
                 lines = [
                     {
@@ -144,8 +146,8 @@ def run_all(ratios, recipes, args):
                 tables.append(lines, args.output)
 
 
-def key_of(settings):
-    return json.dumps([settings[name] for name in SETTINGS])
+def key_of(settings, method):
+    return json.dumps([settings[name] for name in SETTINGS] + [method])
 
 
 def report(paths):

@@ -4,6 +4,7 @@ import json
 
 import accuracy
 import keras
+import long_tailed_cifar
 import long_tailed_tables
 import numpy as np
 import pytest
@@ -100,8 +101,8 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     long_tailed_tables.main(arguments)
     assert capsys.readouterr().out.count(" ... ") == 1
     long_tailed_tables.main([*arguments, "--tune"])
-    tuned = [line for text in output.read_text().splitlines() if (line := json.loads(text))]
-    assert {line["table"] for line in tuned[-20:]} == {"vowel"}
+    tuned = list(long_tailed_cifar.read_results(output))[-20:]
+    assert {line["table"] for line in tuned} == {"vowel"}
     capsys.readouterr()
     long_tailed_tables.main(["--report", str(output)])
     report = capsys.readouterr().out
