@@ -10,6 +10,7 @@ import long_tailed_cifar
 
 BY_POSTERIOR = ", by posterior"  # A loss's name alone: by the argmax of the logits.
 BASES = ("ce", "ce" + BY_POSTERIOR, "logit_adjusted")
+PROBABILITY_SCORES = {"calibration_error": "calibration error", "log_loss": "log loss"}
 # What each of the questions compares.
 PAIRS = (
     ("logit_adjusted", "ce"),
@@ -72,6 +73,8 @@ def report(paths, pictures=None, candidates=()):
     if candidates:
         print_choices(tables, candidates)
     print_offsets(tables)
+    print_probabilities(tested)
+    print_changed_mixes(tested)
     for condition, of_losses in tables.items():
         title, recipe = title_of(condition), json.loads(condition)[1]
         print(f"\n### {title}\n")
@@ -182,6 +185,60 @@ def print_offsets(tables):
         print("\n### Decisions\n")
         columns = ["condition", "loss", "logits", "posterior", "by offset", "offset, by seed"]
         print_rows(columns, rows)
+
+
+def with_probabilities(tested):
+    """Yields condition, loss and what `probabilities.score` found, of each seed that has it."""
+    for condition, of_losses in tested.items():
+        for (loss, _), runs in of_losses.items():
+            if found := [of for run in runs.values() if (of := run.get("probabilities"))]:
+                yield title_of(condition), loss, found
+
+
+def print_probabilities(tested):
+    """Prints how right the posterior in a known mix is, before and after `calibrate`."""
+    rows = []
+    for title, loss, found in with_probabilities(tested):
+        temperatures = known([of["temperature"] for of in found])
+        row = [title, loss]
+        row.append(f"{statistics.geometric_mean(temperatures):.2f}" if temperatures else "")
+        for score in PROBABILITY_SCORES:
+            for power in ("1.0", "0.0", "-1.0"):
+                cell = [
+                    f"{statistics.mean(values):.3f}"
+                    for when in ("before", "after")
+                    if (values := [of[when][power]["known"][score] for of in found if when in of])
+                ]
+                row.append(" to ".join(cell))
+        rows.append(row)
+    if rows:
+        print("\n### Probabilities in a known mix\n")
+        mixes = ("as in training", "equal", "reversed")
+        columns = [f"{name}, {mix}" for name in PROBABILITY_SCORES.values() for mix in mixes]
+        print_rows(["condition", "trained with", "temperature", *columns], rows)
+
+
+def print_changed_mixes(tested):
+    """Prints what knowing the mix is worth, and estimating it: means over five mixes and seeds.
+
+    After `calibrate`, but for the losses that it does not take.
+    """
+    rows = []
+    for title, loss, found in with_probabilities(tested):
+        of_mixes = [mix for of in found for mix in of.get("after", of["before"]).values()]
+        row = [title, loss]
+        for score in PROBABILITY_SCORES:
+            for given in ("known", "estimated", "training"):
+                values = [mix[given][score] for mix in of_mixes if given in mix]
+                row.append(f"{statistics.mean(values):.3f}" if values else "")
+        distances = [mix["estimated"]["distance"] for mix in of_mixes if "estimated" in mix]
+        row.append(f"{100 * statistics.mean(distances):.1f}" if distances else "")
+        rows.append(row)
+    if rows:
+        print("\n### Probabilities in changed mixes\n")
+        mixes = ("mix known", "estimated", "of training")
+        columns = [f"{name}, {mix}" for name in PROBABILITY_SCORES.values() for mix in mixes]
+        print_rows(["condition", "trained with", *columns, "estimate wrong by, %"], rows)
 
 
 def with_hold_outs(tables):

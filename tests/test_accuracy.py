@@ -659,3 +659,44 @@ def test_the_report_takes_the_offset_of_the_hold_out(tmp_path, capsys):
         "| digits, step, ratio 10, 7 epochs | ce | 60.0 | 60.0 | 65.0 | 0.5 |",
         "",
     ]
+
+
+def test_report_of_probabilities_by_hand(tmp_path, capsys):
+    def of_mix(shift):
+        known = {"log_loss": 0.5 + shift, "calibration_error": 0.01 + shift}
+        estimated = {"log_loss": 0.6 + shift, "calibration_error": 0.02, "distance": 0.1}
+        training = {"log_loss": 0.9 + shift, "calibration_error": 0.03}
+        return {"known": known, "estimated": estimated, "training": training}
+
+    powers = ("1.0", "0.5", "0.0", "-0.5", "-1.0")
+    before = {power: of_mix(0.1 * i) for i, power in enumerate(powers)}
+    after = {power: of_mix(0.0) for power in powers}
+    del after["-1.0"]["estimated"]  # It did not converge.
+    found = (
+        {"temperature": 2.0, "before": before, "after": after},
+        {"temperature": 8.0, "before": before, "after": after},
+        {"temperature": None, "before": before},
+        None,  # Logits that are not finite.
+    )
+    lines = []
+    for seed, probabilities in enumerate(found):
+        run = json.loads(line("gca", seed, [0.5, 0.5], [0.5, 0.5]))
+        run["result"]["probabilities"] = probabilities
+        lines.append(json.dumps(run) + "\n")
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(lines[:2]) + line("ce", 0, [0.5, 0.5], [0.5, 0.5]))
+    accuracy_report.report([path])
+    printed = capsys.readouterr().out
+    assert (
+        "| digits, step, ratio 10, 7 epochs | gca | 4.00 | 0.010 to 0.010 | 0.210 to 0.010 "
+        "| 0.410 to 0.010 | 0.500 to 0.500 | 0.700 to 0.500 | 0.900 to 0.500 |\n\n"
+    ) in printed
+    changed = "| digits, step, ratio 10, 7 epochs | gca | 0.010 | 0.020 | 0.030 | 0.500 | 0.600 "
+    assert changed + "| 0.900 | 10.0 |\n\n" in printed
+
+    path.write_text("".join(lines[2:]))  # Neither has a temperature.
+    accuracy_report.report([path])
+    printed = capsys.readouterr().out
+    assert "| gca |  | 0.010 | 0.210 | 0.410 | 0.500 | 0.700 | 0.900 |\n\n" in printed
+    changed = "| gca | 0.210 | 0.020 | 0.030 | 0.700 | 0.800 | 1.100 | 10.0 |\n\n"
+    assert changed in printed
