@@ -96,8 +96,8 @@ def check_positive_vector(name, values, length=None, zeros=False):
     if bad.size:
         message = (
             f"`{name}` must be positive and finite for every class. "
-            f"Received: {vector[bad[:10]].tolist()} for the {bad.size} class ids "
-            f"{bad[:10].tolist()}{'...' if bad.size > 10 else ''}"
+            f"Received: {vector[bad[:10]].tolist()} for the class ids {bad[:10].tolist()}"
+            f"{f' and {bad.size - 10} more' if bad.size > 10 else ''}"
         )
         if name in ("priors", "training_priors") and (vector[bad] == 0).any():
             message += (

@@ -1,0 +1,80 @@
+"""The benchmark that chooses q by an estimated rate of wrong labels."""
+
+import importlib.util
+import json
+
+import noise_rate
+import numpy as np
+import pytest
+
+
+def test_missing_package_says_what_to_install(rng):
+    if importlib.util.find_spec("cleanlab"):
+        pytest.skip("the package is installed")
+    with pytest.raises(ImportError, match=r"pip install --no-deps cleanlab==2\.9\.0"):
+        noise_rate.estimated_rate(rng.normal(size=(40, 2)), np.repeat([0, 1], 20))
+
+
+def test_estimate_of_separable_classes(rng):
+    pytest.importorskip("cleanlab")
+    y = np.repeat([0, 1, 2], [300, 100, 50])
+    x = rng.normal(size=(450, 3)) + 6 * np.eye(3)[y]
+    assert noise_rate.estimated_rate(x, y) < 0.01
+    noisy = np.where(rng.random(450) < 0.2, (y + 1) % 3, y)
+    assert noise_rate.estimated_rate(x, noisy) == pytest.approx((noisy != y).mean(), abs=0.03)
+
+
+def test_rule_by_hand(tmp_path, monkeypatch, capsys):
+    digits = {(10.0, 0.0, 0): -2.0, (10.0, 0.4, 0): 3.0, (50.0, 0.4, 0): -1.0}
+    of_tables = {("ecoli1", 0.2): 2.0, ("ecoli2", 0.2): 4.0, ("pima", 0.2): -1.0}
+    monkeypatch.setattr(noise_rate, "gains_of_digits", lambda: digits)
+    monkeypatch.setattr(noise_rate, "gains_of_tables", lambda: of_tables)
+    monkeypatch.setattr(noise_rate, "RULE", 20)
+    lines = [
+        {"data": "digits", "ratio": ratio, "rate": rate, "seed": 0, "estimated": found}
+        for ratio, rate, found in ((10.0, 0.0, 0.1), (10.0, 0.4, 0.3), (50.0, 0.4, 0.5))
+    ]
+    lines += [
+        {"data": "tables", "table": table, "rate": 0.2, "estimated": found}
+        for table, found in (("ecoli1", 0.3), ("ecoli2", 0.1), ("pima", 0.1), ("wisconsin", 0.9))
+    ]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({**line, "true": 0.2}) + "\n" for line in lines))
+    noise_rate.report([path])
+    printed = capsys.readouterr().out
+    assert "The rule that digits at ratio 10 give: 20%." in printed
+    assert printed.splitlines()[4:] == [
+        "| digits, ratio 10 (of the rule) | 0% | 10% | 0% | +0.0 | -2.0 | 1 of 1 |",
+        "| digits, ratio 10 (of the rule) | 40% | 30% | 100% | +3.0 | +3.0 | 1 of 1 |",
+        "| digits, ratio 50 | 40% | 50% | 100% | -1.0 | -1.0 | 0 of 1 |",
+        # Of ecoli 1 and 0 and of pima 0; no gain is known of the last.
+        "| KEEL's tables | 20% | 15% | 25% | +0.5 ± 0.5 | +1.0 ± 2.0 | 2 of 3 |",
+    ]
+
+
+def test_resumes(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def estimated_rate(x, labels):
+        calls.append(len(x))
+        return 0.25
+
+    monkeypatch.setattr(noise_rate, "estimated_rate", estimated_rate)
+    rows = [f"{i}, {'a' if i < 60 else 'b'}" for i in range(90)]
+    (tmp_path / "pima.dat").write_text("\n".join(rows))
+    (tmp_path / "glass1.dat").write_text("\n".join(rows))  # Left for tuning.
+    output = tmp_path / "lines.jsonl"
+    arguments = ["--data", str(tmp_path), "--output", str(output)]
+    noise_rate.main(arguments)
+    num_digits = 2 * len(noise_rate.SEEDS) * len(noise_rate.RATES)
+    assert len(calls) == num_digits + 2 * len(noise_rate.RATES)
+    lines = output.read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["table"] == "pima"
+    assert last["true"] == pytest.approx(0.4)
+    assert last["estimated"] == 0.25
+    output.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])
+    calls.clear()
+    noise_rate.main(arguments)
+    assert len(calls) == 2
+    assert "| digits, ratio 10 (of the rule) |" in capsys.readouterr().out
