@@ -166,7 +166,7 @@ def print_scores(scores, ratio):
     values = scores.values(rows, "balanced_accuracy")
     mean_ranks = tables_report.ranks(values).mean(axis=0)
     compared = tables_report.against(values, rows.index(tables_report.BASE))
-    print(f"\n### Tables of many classes, ratio {ratio:g}\n")
+    print(f"\n### Tables of many classes: ratio {ratio:g}\n")
     print(f"{len(scores.tables)} tables: {', '.join(scores.tables)}\n")
     columns = ["method", "mean rank", "balanced accuracy", f"difference to {tables_report.BASE}"]
     columns += ["better / worse", "p (Holm)", "log loss, classes equal"]

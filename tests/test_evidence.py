@@ -8,6 +8,7 @@ import consistency
 import fit_speed
 import labels
 import long_tailed_cifar
+import long_tailed_tables
 import memorisation
 import segmentation
 import tables_report
@@ -143,6 +144,14 @@ def test_tables(capsys):
         assert section.strip() + "\n" in BENCHMARKS
     written = re.findall(r"(?m)^### Real tables.*$", BENCHMARKS)
     assert sorted(written) == sorted(section.splitlines()[0] for section in sections)
+
+
+def test_long_tailed_tables(capsys):
+    long_tailed_tables.report(sorted(RESULTS.glob("long_tailed_tables*.jsonl")))
+    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    assert len(sections) == 3
+    for section in sections:
+        assert section.strip() + "\n" in BENCHMARKS
 
 
 def test_fit_speed(capsys):
