@@ -431,29 +431,31 @@ def read_npz(path):
 
 
 def with_noise(y, noise, seed):
+    """Returns the labels with wrong ones; what leaves a class without a label is drawn anew."""
+    counts = np.bincount(y)
+    rng = np.random.default_rng([seed, 1])
+    while True:
+        noisy = draw_noise(y, noise, counts, rng)
+        if np.bincount(noisy, minlength=len(counts)).all():
+            return noisy
+
+
+def draw_noise(y, noise, counts, rng):
     """Returns the labels, each wrong with the probability in `noise`.
 
     A wrong label is one of the other classes, all as likely (`uniform:RATE`), or the next class,
-    after the last the first (`pair:RATE`). Of the more frequent half of the classes alone the
-    labels are wrong with `to_tail:RATE`, and become one of the rarer half; with `to_head:RATE` it
-    is the other way round. What leaves a class without a label is drawn anew.
+    after the last the first (`pair:RATE`). Of the more frequent half of the classes by `counts`
+    alone the labels are wrong with `to_tail:RATE`, and become one of the rarer half; with
+    `to_head:RATE` it is the other way round.
     """
     kind, rate = noise.split(":")
-    num_classes = int(y.max()) + 1
-    halves = np.split(np.argsort(-np.bincount(y), kind="stable"), [num_classes // 2])
-    rng = np.random.default_rng([seed, 1])
-    while True:
-        wrong = rng.random(len(y)) < float(rate)
-        if kind in ("to_tail", "to_head"):
-            source, target = halves if kind == "to_tail" else halves[::-1]
-            other = rng.choice(target, len(y))
-            wrong &= np.isin(y, source)
-        else:
-            steps = rng.integers(1, num_classes, len(y)) if kind == "uniform" else 1
-            other = (y + steps) % num_classes
-        noisy = np.where(wrong, other, y)
-        if np.bincount(noisy, minlength=num_classes).all():
-            return noisy
+    wrong = rng.random(len(y)) < float(rate)
+    if kind in ("to_tail", "to_head"):
+        halves = np.split(np.argsort(-counts, kind="stable"), [len(counts) // 2])
+        source, target = halves if kind == "to_tail" else halves[::-1]
+        return np.where(wrong & np.isin(y, source), rng.choice(target, len(y)), y)
+    steps = rng.integers(1, len(counts), len(y)) if kind == "uniform" else 1
+    return np.where(wrong, (y + steps) % len(counts), y)
 
 
 def shrink(images, size):
@@ -629,15 +631,20 @@ def posterior(loss, logits):
 
 
 def probabilities_of(loss, logits, y, counts, true, settings):
-    """Returns the scores of the probabilities on the test set; `None` on a hold-out."""
-    if settings["held_out"] or not np.isfinite(logits).all():
+    """Returns the scores of the probabilities on the test set; `None` on a hold-out.
+
+    Or where the logits are not finite, or a class has less than two images to test with.
+    """
+    few = np.bincount(y, minlength=len(counts)).min() < 2
+    if settings["held_out"] or few or not np.isfinite(logits).all():
         return None
-    noise, seed = settings.get("label_noise"), settings["seed"]
+    true_counts, noise = np.bincount(true), settings.get("label_noise")
 
     def noisy(labels):
-        return labels if noise is None else with_noise(labels, noise, seed)
+        rng = np.random.default_rng([settings["seed"], 4])
+        return labels if noise is None else draw_noise(labels, noise, true_counts, rng)
 
-    return probabilities.score(loss, logits, y, counts, np.bincount(true), noisy, seed)
+    return probabilities.score(loss, logits, y, counts, true_counts, noisy, settings["seed"])
 
 
 def of_offsets(y, logits, counts):

@@ -1,9 +1,10 @@
 """Are the probabilities right, and do they stay so when the class mix changes?
 
 Log loss (nats) and class-wise calibration error of a loss's posterior, as the model is and after
-`calibrate`, on test sets resampled to the mixes `n ** power` of the training counts `n`: with a
-power of 1 as in training, 0 with classes equally frequent, -1 with the tail as the head. The mix is
-known, or estimated from the images alone, or taken for that of the training data.
+`calibrate`, in the mixes `n ** power` of the true training counts `n`: with a power of 1 as in
+training, 0 with classes equally frequent, -1 with the tail as the head. Each test image has the
+weight of its class in the mix. The posterior is given that mix, or the one estimated from images
+alone, or still the one of the training labels.
 """
 
 import functools
@@ -44,7 +45,7 @@ def posterior(loss, logits, mix, temperature=None):
 @functools.cache
 def identity(num_classes):
     """A model whose output is its input, to hand logits to `calibrate`."""
-    return keras.Sequential([keras.Input((num_classes,)), keras.layers.Identity()])
+    return keras.Sequential([keras.Input((num_classes,)), keras.layers.Identity(dtype="float32")])
 
 
 def resample(y, mix, rng):
@@ -55,50 +56,57 @@ def resample(y, mix, rng):
     return np.concatenate([of[:n] for of, n in zip(of_class, counts, strict=True)])
 
 
-def estimated_mix(loss, logits, training, temperature):
-    try:
-        return calibration.estimate_target_priors(
-            posterior(loss, logits, training, temperature), training
-        )
-    except (ValueError, RuntimeError):  # Too few images, or probabilities all alike.
-        return None
+def drawn_from(p, rng):
+    """Returns a label of each row of probabilities, drawn from them."""
+    below = np.cumsum(p, axis=-1) < rng.random((len(p), 1))
+    return np.minimum(below.sum(axis=-1), p.shape[1] - 1)
 
 
-def scores(y, p):
-    found = {"log_loss": log_loss(y, p), "calibration_error": calibration_error(y, p)}
+def scores(y, p, weights):
+    found = {
+        "log_loss": log_loss(y, p, weights),
+        "calibration_error": calibration_error(y, p, weights),
+    }
     return {name: round(float(value), 5) for name, value in found.items()}
 
 
-def under_mixes(loss, logits, y, counts, temperature, rng):
-    """Returns, for each power, the scores by each mix that the posterior is given."""
-    counts = np.asarray(counts, "float64")
+def under_mixes(loss, logits, y, counts, true_counts, temperature, rng):
+    """Returns, for each power, the scores by each mix that the posterior is given.
+
+    `floor` is the calibration error that right probabilities would have on as many images. No
+    mix is estimated where the expectation maximisation does not converge.
+    """
+    share, training = np.bincount(y) / len(y), counts / counts.sum()
+    of_training = posterior(loss, logits, training, temperature)
+    by_chance = drawn_from(posterior(loss, logits, share, temperature), rng)
     found = {}
     for power in POWERS:
-        wanted = counts**power / (counts**power).sum()
-        rows = resample(y, wanted, rng)
-        given = {"known": np.bincount(y[rows]) / len(rows), "training": counts / counts.sum()}
-        estimated = estimated_mix(loss, logits[rows], given["training"], temperature)
-        if estimated is not None:
-            given["estimated"] = estimated
+        wanted = true_counts**power / (true_counts**power).sum()
+        rows, ratio = resample(y, wanted, rng), wanted / share
+        known = posterior(loss, logits, wanted, temperature)
         found[power] = {
-            name: scores(y[rows], posterior(loss, logits[rows], mix, temperature))
-            for name, mix in given.items()
+            "known": scores(y, known, ratio[y]),
+            "training": scores(y, of_training, ratio[y]),
+            "floor": round(float(calibration_error(by_chance, known, ratio[by_chance])), 5),
         }
-        if estimated is not None:
-            distance = float(np.abs(estimated - given["known"]).sum() / 2)
-            found[power]["estimated"]["distance"] = round(distance, 5)
+        try:
+            mix = calibration.estimate_target_priors(of_training[rows], training)
+        except (ValueError, RuntimeError):
+            continue
+        estimated = scores(y, posterior(loss, logits, mix, temperature), ratio[y])
+        distance = np.abs(mix - np.bincount(y[rows]) / len(rows)).sum() / 2
+        found[power]["estimated"] = estimated | {"distance": round(float(distance), 5)}
     return found
 
 
 def fitted_temperature(loss, logits, y):
-    """Returns what `calibrate` finds; `None` for the losses that it does not take."""
+    """Returns what `calibrate` finds; `None` for a loss that it does not take."""
     if not isinstance(loss, BalancedLoss):
         return None
     try:
-        model = identity(logits.shape[1])
-        return calibration.calibrate(model, loss, [(logits, y)]).temperature
-    except ValueError:  # All of them right: there is no best temperature.
-        return None
+        return calibration.calibrate(identity(logits.shape[1]), loss, [(logits, y)]).temperature
+    except ValueError:  # All of them right, or right by chance: no temperature is best.
+        return 1.0
 
 
 def score(loss, logits, y, counts, true_counts, noisy, seed):
@@ -107,18 +115,17 @@ def score(loss, logits, y, counts, true_counts, noisy, seed):
     The half to calibrate on is as a user's held-out data: in the mix `true_counts` of the training
     data, with labels as wrong as theirs, `noisy(y)`. `counts` are those that the loss knows.
     """
+    counts, true_counts = np.asarray(counts, "float64"), np.asarray(true_counts, "float64")
     rng = np.random.default_rng([seed, 2])
     tested = np.zeros(len(y), bool)
     for k in range(len(counts)):
         rows = rng.permutation(np.flatnonzero(y == k))
         tested[rows[: len(rows) // 2]] = True
     rest = np.flatnonzero(~tested)
-    rest = rest[resample(y[rest], np.asarray(true_counts, "float64"), rng)]
+    rest = rest[resample(y[rest], true_counts / true_counts.sum(), rng)]
     temperature = fitted_temperature(loss, logits[rest], noisy(y[rest]))
-    found = {"temperature": temperature}
-    for name, at in (("before", None), ("after", temperature)):
-        if name == "before" or at is not None:
-            # The same images, before and after.
-            images = np.random.default_rng([seed, 3])
-            found[name] = under_mixes(loss, logits[tested], y[tested], counts, at, images)
+    data = (loss, logits[tested], y[tested], counts, true_counts)
+    found = {"temperature": temperature, "before": under_mixes(*data, None, rng)}
+    if temperature is not None:
+        found["after"] = under_mixes(*data, temperature, rng)
     return found
