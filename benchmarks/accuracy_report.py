@@ -196,49 +196,59 @@ def with_probabilities(tested):
 
 
 def print_probabilities(tested):
-    """Prints how right the posterior in a known mix is, before and after `calibrate`."""
+    """Prints how right the posterior in a known mix is, before and after `calibrate`.
+
+    Beside the calibration error stands what right probabilities would have on as many images.
+    """
     rows = []
     for title, loss, found in with_probabilities(tested):
         temperatures = known([of["temperature"] for of in found])
-        row = [title, loss]
+        row = [title, loss, len(found)]
         row.append(f"{statistics.geometric_mean(temperatures):.2f}" if temperatures else "")
+        states = [state for state in ("before", "after") if state in found[0]]
         for score in PROBABILITY_SCORES:
             for power in ("1.0", "0.0", "-1.0"):
-                cell = [
-                    f"{statistics.mean(values):.3f}"
-                    for when in ("before", "after")
-                    if (values := [of[when][power]["known"][score] for of in found if when in of])
+                means = [
+                    statistics.mean(of[state][power]["known"][score] for of in found)
+                    for state in states
                 ]
-                row.append(" to ".join(cell))
+                cell = " to ".join(f"{mean:.3f}" for mean in means)
+                if score == "calibration_error":
+                    floor = statistics.mean(of[states[-1]][power]["floor"] for of in found)
+                    cell += f" ({floor:.3f})"
+                row.append(cell)
         rows.append(row)
     if rows:
         print("\n### Probabilities in a known mix\n")
         mixes = ("as in training", "equal", "reversed")
         columns = [f"{name}, {mix}" for name in PROBABILITY_SCORES.values() for mix in mixes]
-        print_rows(["condition", "trained with", "temperature", *columns], rows)
+        print_rows(["condition", "trained with", "seeds", "temperature", *columns], rows)
 
 
 def print_changed_mixes(tested):
-    """Prints what knowing the mix is worth, and estimating it: means over five mixes and seeds.
+    """Prints what knowing the mix is worth, and estimating it.
 
-    After `calibrate`, but for the losses that it does not take.
+    Means over those of the five mixes of each seed of which there is an estimate; after
+    `calibrate`, but for the losses that it does not take.
     """
     rows = []
     for title, loss, found in with_probabilities(tested):
-        of_mixes = [mix for of in found for mix in of.get("after", of["before"]).values()]
-        row = [title, loss]
-        for score in PROBABILITY_SCORES:
-            for given in ("known", "estimated", "training"):
-                values = [mix[given][score] for mix in of_mixes if given in mix]
-                row.append(f"{statistics.mean(values):.3f}" if values else "")
-        distances = [mix["estimated"]["distance"] for mix in of_mixes if "estimated" in mix]
-        row.append(f"{100 * statistics.mean(distances):.1f}" if distances else "")
-        rows.append(row)
+        every = [mix for of in found for mix in of.get("after", of["before"]).values()]
+        of_mixes = [mix for mix in every if "estimated" in mix]
+        row = [title, loss, f"{len(of_mixes)} of {len(every)}"]
+        if of_mixes:
+            for score in PROBABILITY_SCORES:
+                for given in ("known", "estimated", "training"):
+                    row.append(f"{statistics.mean(mix[given][score] for mix in of_mixes):.3f}")
+            distance = statistics.mean(mix["estimated"]["distance"] for mix in of_mixes)
+            row.append(f"{100 * distance:.1f}")
+        rows.append(row + [""] * (10 - len(row)))
     if rows:
         print("\n### Probabilities in changed mixes\n")
         mixes = ("mix known", "estimated", "of training")
         columns = [f"{name}, {mix}" for name in PROBABILITY_SCORES.values() for mix in mixes]
-        print_rows(["condition", "trained with", *columns, "estimate wrong by, %"], rows)
+        columns = ["condition", "trained with", "mixes", *columns, "estimate wrong by, %"]
+        print_rows(columns, rows)
 
 
 def with_hold_outs(tables):

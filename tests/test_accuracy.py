@@ -406,6 +406,32 @@ def test_noise_leaves_every_class_a_label():
         assert np.bincount(accuracy.with_noise(y, "pair:0.9", seed)).all()
 
 
+def test_halves_of_a_part_are_those_of_all(rng):
+    """Labels to calibrate on, among which a class of the tail may be missing or frequent."""
+    y = np.array([2] * 500 + [3] * 10)
+    noisy = accuracy.draw_noise(y, "to_head:0.5", np.array([900, 800, 20, 10]), rng)
+    assert set(noisy[noisy != y]) == {0, 1}
+    assert abs((noisy[:500] != 2).mean() - 0.5) < 0.1
+    assert accuracy.draw_noise(np.array([1]), "pair:0.999", np.ones(2), rng).tolist() == [0]
+
+
+def test_probabilities_need_two_images_of_each_class():
+    settings = {"held_out": 0.0, "seed": 0}
+    loss, counts, true = accuracy.gla()([4, 2]), np.array([4, 2]), np.array([0] * 4 + [1] * 2)
+
+    def found(y, logits, **changed):
+        arguments = (loss, logits, np.array(y), counts, true, settings | changed)
+        return accuracy.probabilities_of(*arguments)
+
+    logits = np.array([[2, 0], [1, 0], [0, 2], [1, 0]], "float32")
+    assert found([0, 0, 1, 1], logits)["temperature"] > 0
+    assert found([0, 0, 0, 1], logits) is None
+    assert found([0, 0, 0, 0], logits) is None
+    assert found([0, 0, 1, 1], logits, held_out=0.2) is None
+    logits[0, 0] = np.inf
+    assert found([0, 0, 1, 1], logits) is None
+
+
 @pytest.mark.parametrize("held_out", [0.0, 0.2])
 def test_noise_is_in_the_training_part_alone(held_out):
     arguments = ("digits", 10, "exponential", 0, held_out, 8)
@@ -666,37 +692,44 @@ def test_report_of_probabilities_by_hand(tmp_path, capsys):
         known = {"log_loss": 0.5 + shift, "calibration_error": 0.01 + shift}
         estimated = {"log_loss": 0.6 + shift, "calibration_error": 0.02, "distance": 0.1}
         training = {"log_loss": 0.9 + shift, "calibration_error": 0.03}
-        return {"known": known, "estimated": estimated, "training": training}
+        by_mix = {"known": known, "estimated": estimated, "training": training}
+        return by_mix | {"floor": 0.004 + shift}
 
     powers = ("1.0", "0.5", "0.0", "-0.5", "-1.0")
     before = {power: of_mix(0.1 * i) for i, power in enumerate(powers)}
     after = {power: of_mix(0.0) for power in powers}
-    del after["-1.0"]["estimated"]  # It did not converge.
+    harder = {power: of_mix(0.2) for power in powers}
+    for power in powers[1:]:
+        del harder[power]["estimated"]  # It did not converge.
+    calibrated = {"temperature": 2.0, "before": before, "after": after}
     found = (
-        {"temperature": 2.0, "before": before, "after": after},
-        {"temperature": 8.0, "before": before, "after": after},
-        {"temperature": None, "before": before},
-        None,  # Logits that are not finite.
+        ("gca", 0, calibrated),
+        ("gca", 1, {"temperature": 8.0, "before": before, "after": harder}),
+        ("gca", 2, None),  # Logits that are not finite.
+        ("focal", 0, {"temperature": None, "before": before}),
+        ("ce", 0, None),
     )
     lines = []
-    for seed, probabilities in enumerate(found):
-        run = json.loads(line("gca", seed, [0.5, 0.5], [0.5, 0.5]))
+    for loss, seed, probabilities in found:
+        run = json.loads(line(loss, seed, [0.5, 0.5], [0.5, 0.5]))
         run["result"]["probabilities"] = probabilities
         lines.append(json.dumps(run) + "\n")
     path = tmp_path / "runs.jsonl"
-    path.write_text("".join(lines[:2]) + line("ce", 0, [0.5, 0.5], [0.5, 0.5]))
+    path.write_text("".join(lines) + line("vs", 0, [0.5, 0.5], [0.5, 0.5]))
     accuracy_report.report([path])
     printed = capsys.readouterr().out
-    assert (
-        "| digits, step, ratio 10, 7 epochs | gca | 4.00 | 0.010 to 0.010 | 0.210 to 0.010 "
-        "| 0.410 to 0.010 | 0.500 to 0.500 | 0.700 to 0.500 | 0.900 to 0.500 |\n\n"
-    ) in printed
-    changed = "| digits, step, ratio 10, 7 epochs | gca | 0.010 | 0.020 | 0.030 | 0.500 | 0.600 "
-    assert changed + "| 0.900 | 10.0 |\n\n" in printed
-
-    path.write_text("".join(lines[2:]))  # Neither has a temperature.
-    accuracy_report.report([path])
-    printed = capsys.readouterr().out
-    assert "| gca |  | 0.010 | 0.210 | 0.410 | 0.500 | 0.700 | 0.900 |\n\n" in printed
-    changed = "| gca | 0.210 | 0.020 | 0.030 | 0.700 | 0.800 | 1.100 | 10.0 |\n\n"
-    assert changed in printed
+    _, printed = printed.split("### Probabilities in a known mix\n\n")
+    in_known_mix, printed = printed.split("\n\n### Probabilities in changed mixes\n\n")
+    changed, _ = printed.split("\n\n", maxsplit=1)
+    condition = "| digits, step, ratio 10, 7 epochs | "
+    assert in_known_mix.splitlines()[2:] == [
+        condition + "gca | 2 | 4.00 | 0.010 to 0.110 (0.104) | 0.210 to 0.110 (0.104) "
+        "| 0.410 to 0.110 (0.104) | 0.500 to 0.600 | 0.700 to 0.600 | 0.900 to 0.600 |",
+        condition + "focal | 1 |  | 0.010 (0.004) | 0.210 (0.204) | 0.410 (0.404) "
+        "| 0.500 | 0.700 | 0.900 |",
+    ]
+    assert changed.splitlines()[2:] == [
+        # Five easy mixes and one of the harder.
+        condition + "gca | 6 of 10 | 0.043 | 0.020 | 0.030 | 0.533 | 0.633 | 0.933 | 10.0 |",
+        condition + "focal | 5 of 5 | 0.210 | 0.020 | 0.030 | 0.700 | 0.800 | 1.100 | 10.0 |",
+    ]

@@ -1,6 +1,7 @@
 """Scores of probabilities under changed mixes: the truth scores best, by the mix that holds."""
 
 import accuracy
+import keras
 import numpy as np
 import probabilities
 import pytest
@@ -50,6 +51,7 @@ def test_true_probabilities_are_right_in_every_mix(tau, rng):
         assert by_mix["estimated"]["log_loss"] < by_mix["known"]["log_loss"] + 0.02
     for power in (0.0, -1.0):  # Far from the mix of training.
         by_mix = found["before"][power]
+        assert by_mix["known"]["calibration_error"] < 2 * by_mix["floor"] + 0.005
         assert by_mix["training"]["log_loss"] > by_mix["known"]["log_loss"] + 0.1
         assert by_mix["training"]["calibration_error"] > 0.1
     assert found["temperature"] == pytest.approx(1.0, abs=0.3)
@@ -67,20 +69,77 @@ def test_calibration_mends_what_a_temperature_spoiled(rng):
         assert after["calibration_error"] < before["calibration_error"]
 
 
-def test_the_half_to_calibrate_on_is_as_held_out_data(rng):
+def test_the_half_to_calibrate_on_is_as_held_out_data(rng, monkeypatch):
     """In the mix of training, with its wrong labels, and of other images."""
     y, x = problem(rng)
-    seen = []
+    seen = {}
+
+    def calibrate(model, loss, batches):
+        ((logits, labels),) = batches
+        seen["calibrated on"] = logits, labels
+        return real_calibrate(model, loss, batches)
+
+    def under_mixes(loss, logits, labels, *rest):
+        seen["tested"] = logits, labels
+        return real_under_mixes(loss, logits, labels, *rest)
 
     def noisy(labels):
-        seen.append(labels)
-        return rng.permutation(labels)
+        return np.where(np.arange(len(labels)) % 4 == 0, (labels + 1) % 3, labels)
 
-    found = probabilities.score(GLALoss(COUNTS), x, y, COUNTS, COUNTS, noisy, seed=0)
-    (labels,) = seen
-    assert np.bincount(labels).tolist() == [1000, 100, 10]
-    # Such labels say nothing: the hottest temperature, or none that is best.
-    assert found["temperature"] is None or found["temperature"] > 3
+    real_calibrate = probabilities.calibration.calibrate
+    real_under_mixes = probabilities.under_mixes
+    monkeypatch.setattr(probabilities.calibration, "calibrate", calibrate)
+    monkeypatch.setattr(probabilities, "under_mixes", under_mixes)
+    counts = [3000, 600, 60]  # As they seem by wrong labels.
+    found = probabilities.score(GLALoss(counts), x, y, counts, COUNTS, noisy, seed=0)
+    assert np.bincount(seen["tested"][1]).tolist() == [1000] * 3
+    truth = {z.tobytes(): k for z, k in zip(x, y, strict=True)}
+    rows = {name: [z.tobytes() for z in logits] for name, (logits, _) in seen.items()}
+    assert not set(rows["tested"]) & set(rows["calibrated on"])
+    assert [truth[z] for z in rows["tested"]] == seen["tested"][1].tolist()
+    true = np.array([truth[z] for z in rows["calibrated on"]])
+    assert np.bincount(true).tolist() == [1000, 100, 10]
+    np.testing.assert_array_equal(seen["calibrated on"][1], noisy(true))
+    assert found["temperature"] > 1.5  # By such labels the model looks too sure.
+
+
+def test_mixes_are_those_of_the_true_counts(rng):
+    y, x = problem(rng)
+    counts = np.array([3000, 900, 540])  # Some wrong labels.
+    seen = []
+
+    class Loss(GLALoss):
+        def posterior(self, logits, target_priors=None, *args):
+            seen.append(np.asarray(target_priors))
+            return super().posterior(logits, target_priors, *args)
+
+    probabilities.score(Loss(counts), x, y, counts, COUNTS, lambda labels: labels, seed=0)
+    seen = {tuple(np.round(mix, 6)) for mix in seen}
+    for power in probabilities.POWERS:
+        mix = COUNTS**power / (COUNTS**power).sum()
+        assert tuple(np.round(mix, 6)) in seen
+    assert tuple(np.round(counts / counts.sum(), 6)) in seen
+
+
+def test_labels_drawn_from_probabilities(rng):
+    p = rng.dirichlet([1, 2, 3], 5)
+    labels = probabilities.drawn_from(np.repeat(p, 20000, axis=0), rng).reshape(5, 20000)
+    found = [np.bincount(of, minlength=3) / 20000 for of in labels]
+    np.testing.assert_allclose(found, p, atol=0.015)
+    assert probabilities.drawn_from(np.array([[0.5, 0.5 - 1e-9]] * 50), rng).max() == 1
+
+
+def test_logits_stay_exact_under_a_mixed_policy():
+    policy = keras.config.dtype_policy()
+    probabilities.identity.cache_clear()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        logits = np.array([[7.123456, -0.333333, 12.98765]], "float32")
+        found = probabilities.identity(3).predict(logits, verbose=0)
+    finally:
+        keras.config.set_dtype_policy(policy)
+        probabilities.identity.cache_clear()
+    np.testing.assert_array_equal(found, logits)
 
 
 def test_resampled_to_a_mix(rng):
@@ -99,8 +158,8 @@ def test_every_loss_has_scores(name, rng):
     method = accuracy.METHODS[name]
     loss = (method.then or method.loss)(COUNTS)
     found = probabilities.score(loss, x, y, COUNTS, COUNTS, lambda labels: labels, seed=0)
-    assert ("after" in found) == (found["temperature"] is not None)
-    assert name != "focal" or found["temperature"] is None  # `calibrate` takes ours alone.
+    # `calibrate` takes ours alone.
+    assert ("after" in found) == (found["temperature"] is not None) == (name != "focal")
     p = probabilities.posterior(loss, x, np.full(3, 1 / 3))
     np.testing.assert_allclose(p.sum(axis=-1), 1, rtol=1e-5)
     if name == "focal":
