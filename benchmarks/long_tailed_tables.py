@@ -10,7 +10,7 @@ rarest; five-times-two-fold stratified cross-validation. Each training fold is c
 tail, in an order of the classes drawn for it; the test fold stays as it is. The networks are those
 of `tables.py`, and so are the recipes, of which one is chosen on three tables that are left out of
 everything else. The lines of JSON of a table, a method each, are written as it ends, and a rerun
-does what is missing.
+does the tables that lack one.
 """
 
 import argparse
@@ -38,7 +38,7 @@ LOSSES = (
     *("ce", "weighted", "focal", "logit_adjusted", "gla_q0.3", "gla_q0.3_tau1"),
     *("gla_q0.7_tau1", "gca"),
 )
-SETTINGS = ("table", "ratio", "seed", "recipe")
+SETTINGS = ("table", "ratio", "seed", "repetitions", "recipe")
 
 
 def methods_of(counts):
@@ -125,7 +125,7 @@ def run_all(ratios, recipes, args):
         for table, counts in many_class_tables(args.data or tables.data_folder("balanced"), ratio):
             for recipe in recipes:
                 settings = {"table": table.name, "ratio": ratio, "seed": args.seed}
-                settings["recipe"] = recipe._asdict()
+                settings |= {"repetitions": args.repetitions, "recipe": recipe._asdict()}
                 is_done = all(key_of(settings, name) in done for name in names)
                 if is_done or (table.name in TUNING_TABLES) != args.tune:
                     continue
@@ -156,9 +156,16 @@ def report(paths):
     tuning = [line for line in lines if line["table"] in TUNING_TABLES]
     if tuning:
         tables_report.print_recipes(tuning, "Tables of many classes: the recipe")
-    for ratio in sorted({line["ratio"] for line in lines if line not in tuning}):
-        of_ratio = [line for line in lines if line["ratio"] == ratio and line not in tuning]
-        print_scores(tables_report.Scores(of_ratio), ratio)
+    lines = [line for line in lines if line["table"] not in TUNING_TABLES]
+    runs = {json.dumps([line[name] for name in SETTINGS[2:]]) for line in lines}
+    if len(runs) > 1:
+        raise ValueError(
+            "The results must be of one seed, number of repetitions and recipe. "
+            f"Received: {sorted(runs)}"
+        )
+    for ratio in sorted({line["ratio"] for line in lines}):
+        scores = tables_report.Scores([line for line in lines if line["ratio"] == ratio])
+        print_scores(scores, ratio)
 
 
 def print_scores(scores, ratio):

@@ -113,6 +113,15 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     assert report.count("| logistic_regression |") == 2
 
 
+def test_results_of_two_runs_are_not_mixed(tmp_path):
+    line = {"table": "letter", "source": "letter", "method": "ce", "ratio": 20.0, "scores": {}}
+    path = tmp_path / "results.jsonl"
+    of_runs = [{**line, "seed": 0, "repetitions": n, "recipe": {}} for n in (1, 5)]
+    path.write_text("".join(json.dumps(of_run) + "\n" for of_run in of_runs))
+    with pytest.raises(ValueError, match="must be of one seed, number of repetitions and recipe"):
+        long_tailed_tables.report([path])
+
+
 def test_arguments(capsys):
     with pytest.raises(SystemExit):
         long_tailed_tables.parse_arguments(["--repetitions", "0"])

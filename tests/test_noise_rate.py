@@ -36,7 +36,7 @@ def test_rule_by_hand(tmp_path, monkeypatch, capsys):
     ]
     lines += [
         {"data": "tables", "table": table, "rate": 0.2, "estimated": found}
-        for table, found in (("ecoli1", 0.3), ("ecoli2", 0.1), ("pima", 0.1), ("wisconsin", 0.9))
+        for table, found in (("ecoli1", 0.3), ("ecoli2", 0.1), ("pima", 0.1))
     ]
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(json.dumps({**line, "true": 0.2}) + "\n" for line in lines))
@@ -47,9 +47,16 @@ def test_rule_by_hand(tmp_path, monkeypatch, capsys):
         "| digits, ratio 10 (of the rule) | 0% | 10% | 0% | +0.0 | -2.0 | 1 of 1 |",
         "| digits, ratio 10 (of the rule) | 40% | 30% | 100% | +3.0 | +3.0 | 1 of 1 |",
         "| digits, ratio 50 | 40% | 50% | 100% | -1.0 | -1.0 | 0 of 1 |",
-        # Of ecoli 1 and 0 and of pima 0; no gain is known of the last.
+        # GLA is taken for half of ecoli and not for pima.
         "| KEEL's tables | 20% | 15% | 25% | +0.5 ± 0.5 | +1.0 ± 2.0 | 2 of 3 |",
     ]
+
+
+def test_estimate_without_trainings_is_refused(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"data": "tables", "table": "none", "rate": 0.2, "estimated": 1, "true": 1}')
+    with pytest.raises(ValueError, match=r"No trainings of logit_adjusted and gla_q0\.7_tau1"):
+        noise_rate.report([path])
 
 
 def test_resumes(tmp_path, monkeypatch, capsys):
@@ -60,6 +67,7 @@ def test_resumes(tmp_path, monkeypatch, capsys):
         return 0.25
 
     monkeypatch.setattr(noise_rate, "estimated_rate", estimated_rate)
+    monkeypatch.setattr(noise_rate, "report", lambda paths: print(f"report of {paths}"))
     rows = [f"{i}, {'a' if i < 60 else 'b'}" for i in range(90)]
     (tmp_path / "pima.dat").write_text("\n".join(rows))
     (tmp_path / "glass1.dat").write_text("\n".join(rows))  # Left for tuning.
@@ -77,4 +85,4 @@ def test_resumes(tmp_path, monkeypatch, capsys):
     calls.clear()
     noise_rate.main(arguments)
     assert len(calls) == 2
-    assert "| digits, ratio 10 (of the rule) |" in capsys.readouterr().out
+    assert f"report of {[output]}" in capsys.readouterr().out

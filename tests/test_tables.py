@@ -12,6 +12,8 @@ import pytest
 import tables
 import tables_report
 
+from keras_balanced import GLALoss
+
 on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="its program is JAX's")
 
 
@@ -198,6 +200,29 @@ def test_networks_are_independent():
     assert np.abs(together[0] - together[1]).max() > 0.1
     for s, split in enumerate(splits):
         assert ((together[1, s, : len(split.y), 0] > 0) == split.y).mean() > 0.9
+
+
+@on_jax
+def test_networks_of_many_classes_are_independent(rng):
+    """Also of several outputs, where the examples of all splits are one batch to a loss."""
+    y = np.repeat([0, 1, 2], 20)
+    splits = []
+    for _ in range(3):
+        x = rng.normal(size=(60, 2)) + 3 * np.eye(3)[y][:, :2]
+        rows = rng.permutation(60)
+        splits.append(tables.Split(x, y, y, rows[:40], rows[40:]))
+    recipe = tables.Recipe(steps=60, hidden=8, batch_size=16, learning_rate=0.05)
+    methods = {
+        "ce": tables.Method(lambda _: GLALoss([1, 1, 1], tau=0)),
+        "logit_adjusted": tables.Method(lambda _: GLALoss([8, 2, 1])),
+    }
+    together = tables.train(splits, methods, recipe, [0, 1, 2], num_outputs=3)
+    assert together.shape == (2, 3, 64, 3)
+    for index, name in enumerate(methods):
+        alone = tables.train(splits[2:], {name: methods[name]}, recipe, [2], num_outputs=3)
+        np.testing.assert_allclose(alone[0, 0, :60], together[index, 2, :60], rtol=1e-3, atol=1e-3)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+    assert (together[0, :, :60].argmax(axis=-1) == y).mean() > 0.8
 
 
 @on_jax
