@@ -90,6 +90,13 @@ def test_decisions(capsys):
     assert decisions in BENCHMARKS
 
 
+def test_probabilities(capsys):
+    accuracy_report.report([RESULTS / "mixes_cifar10.jsonl"])
+    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    assert sections["Probabilities in a known mix"] in BENCHMARKS
+    assert sections["Probabilities in changed mixes"] in BENCHMARKS
+
+
 def test_scale_of_the_margins(capsys):
     accuracy_report.report([RESULTS / "scale_cifar10.jsonl"])
     (summary,) = re.findall(r"### Summary\n\n((?:\|.*\n)+)", capsys.readouterr().out)
