@@ -18,7 +18,6 @@ import json
 import pathlib
 
 import accuracy
-import keras
 import long_tailed_cifar
 import numpy as np
 import probabilities
@@ -26,7 +25,6 @@ import tables
 import tables_report
 from accuracy_report import print_rows
 from sklearn.model_selection import RepeatedStratifiedKFold
-from sklearn.preprocessing import StandardScaler
 
 from keras_balanced import datasets
 
@@ -76,11 +74,7 @@ def splits_of(table, counts, repetitions, seed=0):
         train = np.concatenate(
             [rng.permutation(train[y[train] == k])[:n] for k, n in enumerate(counts)]
         )
-        numbers, one_hot = np.split(table.x, [table.numeric], axis=1)
-        if table.numeric:
-            numbers = StandardScaler().fit(numbers[train]).transform(numbers)
-        x = np.concatenate([numbers, one_hot], axis=1)
-        splits.append(tables.Split(x, y, y, train, test))
+        splits.append(tables.Split(tables.standardised(table, train), y, y, train, test))
     return splits
 
 
@@ -192,18 +186,12 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    tables.add_arguments(parser)
     parser.add_argument("--tune", action="store_true", help="compare recipes on three tables")
-    parser.add_argument("--repetitions", type=int, default=5, help="of two-fold cross-validation")
-    parser.add_argument("--seed", type=int, default=0)
-    data, output = f"folder of tables; default: {tables.DATA}", "results/long_tailed_tables.jsonl"
-    parser.add_argument("--data", type=pathlib.Path, help=data)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(output))
-    parser.add_argument("--report", type=pathlib.Path, nargs="+", help="only print these results")
+    output = pathlib.Path("results/long_tailed_tables.jsonl")
+    parser.add_argument("--output", type=pathlib.Path, default=output)
     args = parser.parse_args(argv)
-    if args.repetitions < 1:
-        parser.error(f"`repetitions` must be at least 1. Received: {args.repetitions}")
-    if not args.report and keras.backend.backend() != "jax":
-        parser.error(f"needs KERAS_BACKEND=jax. Received: {keras.backend.backend()}")
+    tables.check_arguments(parser, args)
     return args
 
 

@@ -231,12 +231,16 @@ def splits_of(table, repetitions, noise=0.0, seed=0):
         for label in (0, 1):
             rows = rng.permutation(train[table.y[train] == label])
             given[rows[: round(noise * len(rows))]] = 1 - label
-        numbers, one_hot = np.split(table.x, [table.numeric], axis=1)
-        if table.numeric:
-            numbers = StandardScaler().fit(numbers[train]).transform(numbers)
-        x = np.concatenate([numbers, one_hot], axis=1)
-        splits.append(Split(x, table.y, given, train, test))
+        splits.append(Split(standardised(table, train), table.y, given, train, test))
     return splits
+
+
+def standardised(table, train):
+    """Returns the inputs with numbers of mean 0 and variance 1 over the training rows."""
+    numbers, one_hot = np.split(table.x, [table.numeric], axis=1)
+    if table.numeric:
+        numbers = StandardScaler().fit(numbers[train]).transform(numbers)
+    return np.concatenate([numbers, one_hot], axis=1)
 
 
 def draw_batches(rows, recipe, rng):
@@ -548,26 +552,35 @@ def write_means(paths, output):
     output.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
-def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tune", action="store_true", help="compare recipes on the ten tables")
-    parser.add_argument("--noise", type=float, default=0.0, help="fraction of wrong train labels")
+def add_arguments(parser):
+    """Adds what every benchmark on tables takes."""
     parser.add_argument("--repetitions", type=int, default=5, help="of two-fold cross-validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=pathlib.Path, help=f"folder of tables; default: {DATA}")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/tables.jsonl"))
-    parser.add_argument("--means", type=pathlib.Path, help="only write the means of --report here")
     parser.add_argument("--report", type=pathlib.Path, nargs="+", help="only print these results")
-    parser.add_argument("--picture", type=pathlib.Path, help="file of the report's picture")
-    args = parser.parse_args(argv)
-    if not 0 <= args.noise < 1:
-        parser.error(f"`noise` must be in [0, 1). Received: noise={args.noise}")
+
+
+def check_arguments(parser, args):
     if args.repetitions < 1:
         parser.error(f"`repetitions` must be at least 1. Received: {args.repetitions}")
     if not args.report and keras.backend.backend() != "jax":
         parser.error(f"needs KERAS_BACKEND=jax. Received: {keras.backend.backend()}")
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--tune", action="store_true", help="compare recipes on the ten tables")
+    parser.add_argument("--noise", type=float, default=0.0, help="fraction of wrong train labels")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/tables.jsonl"))
+    parser.add_argument("--means", type=pathlib.Path, help="only write the means of --report here")
+    parser.add_argument("--picture", type=pathlib.Path, help="file of the report's picture")
+    args = parser.parse_args(argv)
+    if not 0 <= args.noise < 1:
+        parser.error(f"`noise` must be in [0, 1). Received: noise={args.noise}")
+    check_arguments(parser, args)
     return args
 
 
