@@ -29,6 +29,7 @@ TABLES = ROOT / "benchmarks" / "results" / "tables_noise.jsonl"
 BASE, LOSS = "logit_adjusted", "gla_q0.7_tau1"
 # GLA is to gain where logit adjustment memorises more of the wrong labels than this, in percent.
 RULE = 42
+RULE_NOISE = ("uniform:0.2", "uniform:0.4")
 AXES = ("dataset", "ratio", "label_noise", "n_max", "epochs")
 
 
@@ -92,7 +93,7 @@ def threshold(pairs):
 def is_of_the_rule(cell):
     settings = dict(zip(AXES, cell, strict=True))
     digits = settings["dataset"] == "digits" and settings["ratio"] == 10
-    return settings["label_noise"].startswith("uniform") and (digits or settings["n_max"] == 400)
+    return settings["label_noise"] in RULE_NOISE and (digits or settings["n_max"] == 400)
 
 
 def cell_name(cell):

@@ -10,6 +10,7 @@ import labels
 import long_tailed_cifar
 import long_tailed_tables
 import memorisation
+import noise_rate
 import segmentation
 import tables_report
 import tabular
@@ -76,12 +77,28 @@ def test_wrong_labels(capsys):
     accuracy_report.report([RESULTS / "noise_digits.jsonl"], candidates=Q)
     sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
     assert sections["Summary"] in BENCHMARKS
+    assert sections["Differences"] in BENCHMARKS
     assert sections["Choices of the hold-outs"] in BENCHMARKS
+    accuracy_report.report([RESULTS / "noise_halves_digits.jsonl"])
+    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    assert sections["Summary"] in BENCHMARKS
+    assert sections["Differences"] in BENCHMARKS
+    accuracy_report.report([RESULTS / "noise_cifar10.jsonl"])
+    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    for name in ("Summary", "Probabilities in a known mix", "Probabilities in changed mixes"):
+        assert sections[name] in BENCHMARKS
     pairs = memorisation.pairs_of(memorisation.RESULTS)
     memorisation.report(pairs, memorisation.pairs_of_tables(memorisation.TABLES))
     assert capsys.readouterr().out in BENCHMARKS
     # The rule was made of these cells.
     assert round(memorisation.made_of(pairs)) == memorisation.RULE
+
+
+def test_estimated_rate_of_wrong_labels(capsys):
+    noise_rate.report([RESULTS / "estimated_rates.jsonl"])
+    printed = capsys.readouterr().out
+    assert printed in BENCHMARKS
+    assert f"The rule that digits at ratio 10 give: {noise_rate.RULE}%." in printed
 
 
 def test_decisions(capsys):
