@@ -102,9 +102,10 @@ def test_estimated_rate_of_wrong_labels(capsys):
 
 
 def test_decisions(capsys):
-    accuracy_report.report([RESULTS / "offsets_digits.jsonl"])
-    (decisions,) = re.findall(r"### Decisions\n\n((?:\|.*\n)+)", capsys.readouterr().out)
-    assert decisions in BENCHMARKS
+    for name in ("offsets_digits.jsonl", "mixes_cifar10.jsonl"):
+        accuracy_report.report([RESULTS / name])
+        (decisions,) = re.findall(r"### Decisions\n\n((?:\|.*\n)+)", capsys.readouterr().out)
+        assert decisions in BENCHMARKS
 
 
 def test_probabilities(capsys):
