@@ -42,6 +42,7 @@ NOISE_ROWS = (
     BASE,
     "logit_adjusted",
     "gla_q0.3_tau1",
+    "gla_q0.3_tau1" + BY_POSTERIOR,
     "gla_q0.5_tau1",
     "gla_q0.7_tau1",
     "gla_q0.7_tau1" + BY_POSTERIOR,
