@@ -278,7 +278,7 @@ class GLALoss(BalancedLoss):
     not. But a gradient in the tail carries `s^q`, and the shift starts `s` near 0 there: trained
     from scratch, `q >= 0.5` can lose the rare classes, and `tau = 1` loses fewer.
 
-    Take `q > 0` where training labels are wrong and the network would memorise them: 0.3 to 0.7
+    Take `q > 0` where training labels are wrong and the network would memorise them: 0.3 to 0.9
     with `tau=1`, chosen on held-out data. Then decide by the argmax of the logits: `posterior` is
     that of a minimiser, from which such a training stays far.
 
