@@ -92,6 +92,8 @@ def report(paths, pictures=None, candidates=()):
 def title_of(condition):
     (dataset, profile, ratio, held_out, noise, n_max), recipe = json.loads(condition)
     title = f"{dataset}, {profile}, ratio {ratio:g}, {recipe['epochs']} epochs"
+    if "dtype" in recipe:
+        title += f", {recipe['dtype']}"
     if n_max:
         title += f", at most {n_max} images of a class"
     if noise:

@@ -585,6 +585,16 @@ def test_report_by_hand(tmp_path, capsys):
     ]
 
 
+def test_the_report_names_another_dtype(tmp_path, capsys):
+    path = tmp_path / "runs.jsonl"
+    of_float32 = line("ce", 0, [0.8, 0.2], [0.7, 0.5])
+    of_half = of_float32.replace('"epochs": 7', '"epochs": 7, "dtype": "mixed_bfloat16"')
+    path.write_text(of_float32 + of_half)
+    accuracy_report.report([path])
+    condition = "digits, step, ratio 10, 7 epochs"
+    assert f"| loss | {condition} | {condition}, mixed_bfloat16 |\n" in capsys.readouterr().out
+
+
 def test_the_report_chooses_on_the_hold_out(tmp_path, capsys):
     path = tmp_path / "runs.jsonl"
     held_out = {"ce": (0.5, 0.9), "gca": (0.6, 0.8)}  # Of seeds 0 and 1.
