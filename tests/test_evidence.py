@@ -115,10 +115,11 @@ def test_probabilities(capsys):
     assert sections["Probabilities in changed mixes"] in BENCHMARKS
 
 
-def test_scale_of_the_margins(capsys):
-    accuracy_report.report([RESULTS / "scale_cifar10.jsonl"])
-    (summary,) = re.findall(r"### Summary\n\n((?:\|.*\n)+)", capsys.readouterr().out)
-    assert summary in BENCHMARKS
+def test_summaries(capsys):
+    for name in ("scale_cifar10", "bfloat16_digits", "tensorflow_digits", "jax_digits"):
+        accuracy_report.report([RESULTS / f"{name}.jsonl"])
+        (summary,) = re.findall(r"### Summary\n\n((?:\|.*\n)+)", capsys.readouterr().out)
+        assert summary in BENCHMARKS
 
 
 def cells(table):
