@@ -243,8 +243,8 @@ def parse_arguments(argv=None):
         nargs="+",
         type=label_noise,
         metavar="NOISE",
-        help="none or KIND:RATE (uniform, pair, to_tail, to_head): RATE of the training labels, or "
-        "of those of the head or the tail, are wrong",
+        help=f"none or KIND:RATE ({', '.join(NOISES)}): RATE of the training labels, or of those "
+        "of the head or the tail, are wrong",
     )
     parser.add_argument("--n-max", nargs="+", type=int, help="images of the largest class")
     parser.add_argument("--losses", nargs="+", choices=METHODS, metavar="LOSS")
@@ -317,8 +317,8 @@ def label_noise(text):
         if kind in NOISES and 0 < float(rate) < 1:
             return f"{kind}:{float(rate):g}"
     raise argparse.ArgumentTypeError(
-        f"label noise must be none or KIND:RATE with a RATE in (0, 1) and a KIND of {NOISES}. "
-        f"Received: {text}"
+        "label noise must be none or KIND:RATE with a RATE in (0, 1) and a KIND of "
+        f"{', '.join(NOISES)}. Received: {text}"
     )
 
 

@@ -222,9 +222,8 @@ def print_probabilities(tested):
         rows.append(row)
     if rows:
         print("\n### Probabilities in a known mix\n")
-        mixes = ("as in training", "equal", "reversed")
-        columns = [f"{name}, {mix}" for name in PROBABILITY_SCORES.values() for mix in mixes]
-        print_rows(["condition", "trained with", "seeds", "temperature", *columns], rows)
+        columns = ["condition", "trained with", "seeds", "temperature"]
+        print_rows(columns + of_both_scores("as in training", "equal", "reversed"), rows)
 
 
 def print_changed_mixes(tested):
@@ -233,6 +232,9 @@ def print_changed_mixes(tested):
     Means over those of the five mixes of each seed of which there is an estimate; after
     `calibrate`, but for the losses that it does not take.
     """
+    columns = ["condition", "trained with", "mixes"]
+    columns += of_both_scores("mix known", "estimated", "of training")
+    columns.append("estimate wrong by, %")
     rows = []
     for title, loss, found in with_probabilities(tested):
         every = [mix for of in found for mix in of.get("after", of["before"]).values()]
@@ -244,13 +246,15 @@ def print_changed_mixes(tested):
                     row.append(f"{statistics.mean(mix[given][score] for mix in of_mixes):.3f}")
             distance = statistics.mean(mix["estimated"]["distance"] for mix in of_mixes)
             row.append(f"{100 * distance:.1f}")
-        rows.append(row + [""] * (10 - len(row)))
+        rows.append(row + [""] * (len(columns) - len(row)))
     if rows:
         print("\n### Probabilities in changed mixes\n")
-        mixes = ("mix known", "estimated", "of training")
-        columns = [f"{name}, {mix}" for name in PROBABILITY_SCORES.values() for mix in mixes]
-        columns = ["condition", "trained with", "mixes", *columns, "estimate wrong by, %"]
         print_rows(columns, rows)
+
+
+def of_both_scores(*mixes):
+    """Returns the columns of a calibration error and of a log loss in each mix."""
+    return [f"{name}, {mix}" for name in PROBABILITY_SCORES.values() for mix in mixes]
 
 
 def with_hold_outs(tables):

@@ -84,8 +84,8 @@ def score(y, decided, target):
     return {
         "balanced_accuracy": tables.recalls(y, decided).mean(),
         "balanced_accuracy_posterior": tables.recalls(y, target.argmax(axis=-1)).mean(),
-        "log_loss_target": tables.log_loss(y, target, weights),
-        "calibration_error_target": tables.calibration_error(y, target, weights),
+        "log_loss_target": probabilities.log_loss(y, target, weights),
+        "calibration_error_target": probabilities.calibration_error(y, target, weights),
     }
 
 

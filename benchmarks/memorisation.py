@@ -33,36 +33,59 @@ RULE_NOISE = ("uniform:0.2", "uniform:0.4")
 AXES = ("dataset", "ratio", "label_noise", "n_max", "epochs")
 
 
-def pairs_of(paths):
-    """Returns `{cell: [(memorised by the base, gain), ...]}`, both in percent, over the seeds."""
-    runs = defaultdict(dict)
+def both_losses(paths):
+    """Returns `{cell: {seed: (result of the base, result of GLA)}}`, of all training data."""
+    runs = defaultdict(lambda: defaultdict(dict))
     for path in paths:
         for run in long_tailed_cifar.read_results(path):
             settings = {**run["settings"], **run["recipe"]}
-            if settings["held_out"] == 0 and "label_noise" in settings:
+            if settings["held_out"] == 0:
                 cell = tuple(settings.get(name) for name in AXES)
-                runs[cell][settings["seed"], settings["loss"]] = run["result"]
-    pairs = {}
-    for cell, results in runs.items():
-        seeds = sorted({seed for seed, loss in results if loss == LOSS})
-        of_seeds = [(results.get((seed, BASE)), results[seed, LOSS]) for seed in seeds]
-        pairs[cell] = [
-            (100 * base["memorised"], balanced(loss) - balanced(base))
-            for base, loss in of_seeds
-            if base is not None
-        ]
-    return {cell: of_cell for cell, of_cell in sorted(pairs.items(), key=str) if of_cell}
+                runs[cell][settings["seed"]][settings["loss"]] = run["result"]
+    needed = {BASE, LOSS}
+    pairs = {
+        cell: {
+            seed: (of[BASE], of[LOSS]) for seed, of in sorted(seeds.items()) if needed <= set(of)
+        }
+        for cell, seeds in sorted(runs.items(), key=str)
+    }
+    return {cell: of_seeds for cell, of_seeds in pairs.items() if of_seeds}
+
+
+def both_losses_of_tables(paths):
+    """Returns `{(table, rate of wrong labels): (scores of the base, scores of GLA)}`."""
+    scores = defaultdict(dict)
+    for path in paths:
+        for run in long_tailed_cifar.read_results(path):
+            scores[run["table"], run["noise"]][run["method"]] = run["scores"]
+    return {key: (of[BASE], of[LOSS]) for key, of in scores.items()}
+
+
+def pairs_of(paths):
+    """Returns `{cell: [(memorised by the base, gain), ...]}`, both in percent, over the seeds."""
+    return {
+        cell: [(100 * base["memorised"], gain(base, loss)) for base, loss in of_seeds.values()]
+        for cell, of_seeds in both_losses(paths).items()
+        if dict(zip(AXES, cell, strict=True))["label_noise"] is not None
+    }
 
 
 def pairs_of_tables(path):
-    """Returns the same of KEEL's tables, each with each rate of wrong labels."""
-    scores = defaultdict(dict)
-    for run in long_tailed_cifar.read_results(path):
-        scores[run["table"], run["noise"]][run["method"]] = run["scores"]
+    """Returns the same of KEEL's tables, at each rate of wrong labels; the gain as a fraction."""
     return [
-        (100 * of[BASE]["memorised"], of[LOSS]["balanced_accuracy"] - of[BASE]["balanced_accuracy"])
-        for of in scores.values()
+        (100 * base["memorised"], gain_of_table(base, loss))
+        for base, loss in both_losses_of_tables([path]).values()
     ]
+
+
+def gain(base, loss):
+    """Returns by how much the balanced accuracy of GLA is higher, in points."""
+    return balanced(loss) - balanced(base)
+
+
+def gain_of_table(base, loss):
+    """Returns the same of a table, as a fraction."""
+    return np.mean(loss["balanced_accuracy"]) - np.mean(base["balanced_accuracy"])
 
 
 def balanced(result):

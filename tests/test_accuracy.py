@@ -635,8 +635,12 @@ def test_a_hold_out_of_every_seed_to_choose_among_losses():
         (["--l2", "-1"], "`l2` must not be negative"),
         (["--ratios", "0.5"], "`imbalance_ratio` must be a finite number of at least 1"),
         (["--losses", "hinge"], "invalid choice: 'hinge'"),
-        (["--label-noise", "uniform:1"], "Received: uniform:1"),
-        (["--label-noise", "pairs:0.1"], "none or KIND:RATE with a RATE in (0, 1)"),
+        (
+            ["--label-noise", "uniform:1"],
+            "with a RATE in (0, 1) and a KIND of uniform, pair, to_tail, to_head. "
+            "Received: uniform:1",
+        ),
+        (["--label-noise", "pairs:0.1"], "none or KIND:RATE"),
         (["--n-max", "40"], "`n_max` must be at least the imbalance ratio"),
         (["--data", "nowhere.npz"], "No such file or directory: 'nowhere.npz'"),
         (["--protocol", "cpu", "--datasets", "digits"], "shrink to 16 pixels a side"),

@@ -201,6 +201,10 @@ Y = np.array([0, 1])
         ({"q": "0.5"}, r"`q` must be in \[0, 1\). Received: q='0.5'"),
         ({"q": True}, r"`q` must be in \[0, 1\)"),
         ({"priors": [1, 0, 2]}, r"`priors` must be positive.*class ids \[1\].*smoothing=1.0"),
+        (
+            {"priors": [1, 1] + [0] * 13},
+            r"class ids \[2, 3, 4, 5, 6, 7, 8, 9, 10, 11\] and 3 more\. Do your ids",
+        ),
         ({"priors": [1, -1, 2]}, r"`priors` must be positive.*\[-1.0\].*class ids \[1\]$"),
         ({"priors": [1, float("nan"), 2]}, r"`priors` must be positive and finite"),
         ({"priors": [[1, 2, 3]]}, r"`priors` must be a 1-D vector.*of shape \(1, 3\)"),
