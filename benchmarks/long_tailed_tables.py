@@ -54,8 +54,7 @@ def methods_of(counts):
 def many_class_tables(folder, ratio):
     """Returns the tables that are large enough, each with the class counts of its tail."""
     found = []
-    for path in sorted(folder.glob("*.dat")):
-        table = tables.read_table(path)
+    for table in tables.read_tables(folder):
         of_classes = np.bincount(table.y)
         largest = of_classes.min() // 2  # In a fold.
         if len(of_classes) > 2 and largest >= MIN_COUNT * ratio:

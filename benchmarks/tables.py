@@ -212,9 +212,17 @@ def read_table(path):
     return Table(path.stem, np.stack(numbers + one_hot, axis=1) * 1.0, rank[y], len(numbers))
 
 
+def read_tables(folder):
+    """Returns all tables of a folder, by name."""
+    paths = sorted(folder.glob("*.dat"))
+    if not paths:
+        raise ValueError(f"`data` must be a folder with tables, `*.dat`. Received: {folder}")
+    return [read_table(path) for path in paths]
+
+
 def binary_tables(folder):
     """Returns the tables of at least `MIN_COUNT` examples of the rarer class."""
-    tables = [read_table(path) for path in sorted(folder.glob("*.dat"))]
+    tables = read_tables(folder)
     return [t for t in tables if len(c := np.bincount(t.y)) == 2 and c.min() >= MIN_COUNT]
 
 

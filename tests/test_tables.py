@@ -49,6 +49,12 @@ def test_tables_with_too_few_examples_are_left_out(tmp_path, rng):
     assert [table.name for table in tables.binary_tables(tmp_path)] == ["many"]
 
 
+def test_a_folder_without_tables_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"`data` must be a folder with tables.*Received: /"):
+            tables.binary_tables(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [
