@@ -415,6 +415,23 @@ def test_halves_of_a_part_are_those_of_all(rng):
     assert accuracy.draw_noise(np.array([1]), "pair:0.999", np.ones(2), rng).tolist() == [0]
 
 
+@pytest.mark.parametrize("noise", [None, "to_tail:0.5"])
+def test_probabilities_are_calibrated_on_labels_as_wrong(noise, monkeypatch):
+    def score(loss, logits, y, counts, true_counts, noisy, seed):
+        labels = np.repeat([0, 1, 2], 1000)
+        return counts.tolist(), true_counts.tolist(), (noisy(labels) != labels).mean(), seed
+
+    monkeypatch.setattr(accuracy.probabilities, "score", score)
+    settings = {"held_out": 0.0, "seed": 3} | ({} if noise is None else {"label_noise": noise})
+    counts, true = np.array([5, 3, 2]), np.array([0] * 7 + [1] * 2 + [2])
+    y, logits = np.array([0, 0, 1, 1, 2, 2]), np.zeros((6, 3))
+    *of_classes, wrong, seed = accuracy.probabilities_of(None, logits, y, counts, true, settings)
+    assert of_classes == [[5, 3, 2], [7, 2, 1]]
+    assert seed == 3
+    # Half of class 0, which alone is the head.
+    assert wrong == (0.0 if noise is None else pytest.approx(1 / 6, abs=0.03))
+
+
 def test_probabilities_need_two_images_of_each_class():
     settings = {"held_out": 0.0, "seed": 0}
     loss, counts, true = accuracy.gla()([4, 2]), np.array([4, 2]), np.array([0] * 4 + [1] * 2)

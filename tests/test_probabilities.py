@@ -67,6 +67,8 @@ def test_calibration_mends_what_a_temperature_spoiled(rng):
         before, after = (found[name][power]["known"] for name in ("before", "after"))
         assert after["log_loss"] < before["log_loss"]
         assert after["calibration_error"] < before["calibration_error"]
+        # Right probabilities would be far better than those that are too sure.
+        assert 0 < found["before"][power]["floor"] < before["calibration_error"] / 2
 
 
 def test_the_half_to_calibrate_on_is_as_held_out_data(rng, monkeypatch):
