@@ -176,7 +176,7 @@ def print_offsets(tables):
             if not seeds:
                 continue
             offsets = {seed: held_out[seed]["offsets"] for seed in seeds}
-            chosen = {seed: max(of, key=of.get) for seed, of in offsets.items()}
+            chosen = {seed: best_offset(of) for seed, of in offsets.items()}
             by_offset = {seed: 100 * tested[seed]["offsets"][chosen[seed]] for seed in seeds}
             runs = {seed: tested[seed] for seed in seeds}
             logits, posterior = (balanced(runs, key) for key in ("recalls", "recalls_of_posterior"))
@@ -187,6 +187,12 @@ def print_offsets(tables):
         print("\n### Decisions\n")
         columns = ["condition", "loss", "logits", "posterior", "by offset", "offset, by seed"]
         print_rows(columns, rows)
+
+
+def best_offset(curve):
+    """Returns the offset of the highest score, of several the middle one."""
+    best = [tau for tau, score in curve.items() if score == max(curve.values())]
+    return best[len(best) // 2]
 
 
 def with_probabilities(tested):

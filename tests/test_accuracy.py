@@ -718,6 +718,15 @@ def test_the_report_takes_the_offset_of_the_hold_out(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([0.5, 0.9, 0.7, 0.6], 0.0), ([0.5, 0.9, 0.9, 0.9], 0.5), ([0.7, 0.7, 0.7, 0.7], 0.5)],
+)
+def test_of_equally_good_offsets_the_middle_one_is_best(scores, expected):
+    curve = dict(zip((-0.5, 0.0, 0.5, 1.0), scores, strict=True))
+    assert accuracy_report.best_offset(curve) == expected
+
+
 def test_report_of_probabilities_by_hand(tmp_path, capsys):
     def of_mix(shift):
         known = {"log_loss": 0.5 + shift, "calibration_error": 0.01 + shift}
