@@ -113,7 +113,6 @@ def run_all(ratios, recipes, args):
     """Runs what has no results yet, and writes the lines of each table as it ends."""
     done = {key_of(line, line["method"]) for line in long_tailed_cifar.resume(args.output)}
     names = [*methods_of([1, 1]), *({} if args.tune else tables.MODELS)]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     for ratio in ratios:
         for table, counts in many_class_tables(args.data or tables.data_folder("balanced"), ratio):
             for recipe in recipes:
@@ -150,12 +149,7 @@ def report(paths):
     if tuning:
         tables_report.print_recipes(tuning, "Tables of many classes: the recipe")
     lines = [line for line in lines if line["table"] not in TUNING_TABLES]
-    runs = {json.dumps([line[name] for name in SETTINGS[2:]]) for line in lines}
-    if len(runs) > 1:
-        raise ValueError(
-            "The results must be of one seed, number of repetitions and recipe. "
-            f"Received: {sorted(runs)}"
-        )
+    tables_report.check_one_run(lines)
     for ratio in sorted({line["ratio"] for line in lines}):
         scores = tables_report.Scores([line for line in lines if line["ratio"] == ratio])
         print_scores(scores, ratio)

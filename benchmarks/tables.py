@@ -48,7 +48,7 @@ MIN_COUNT = 20  # Examples of the rarest class.
 TOGETHER = 8  # Tables whose networks are one program.
 CALIBRATED_FOLDS = 2  # Those of the first repetition: `calibrate` takes longer than to train.
 DECISIONS = ("balanced_accuracy", "balanced_accuracy_posterior", "memorised")
-SETTINGS = ("table", "source", "noise", "seed", "recipe")
+SETTINGS = ("table", "source", "noise", "seed", "repetitions", "recipe")
 
 
 class Recipe(NamedTuple):
@@ -459,7 +459,8 @@ def run_model(name, splits):
 def settings_of(table, args, recipe):
     """What the results of a table depend on."""
     settings = {"table": table.name, "source": table.source, "noise": args.noise}
-    return settings | {"seed": args.seed, "recipe": recipe._asdict()}
+    settings |= {"seed": args.seed, "repetitions": args.repetitions}
+    return settings | {"recipe": recipe._asdict()}
 
 
 def line_of(table, name, results, args, recipe):

@@ -166,6 +166,13 @@ def against(by_source, base):
     return cells
 
 
+def check_one_run(lines, names=("seed", "repetitions", "recipe")):
+    """Raises `ValueError` unless all lines have the same of these settings."""
+    runs = sorted({json.dumps([line[name] for name in names]) for line in lines})
+    if len(runs) > 1:
+        raise ValueError(f"The results must be of one {' and '.join(names)}. Received: {runs}")
+
+
 def report(paths, picture=None):
     """Prints Markdown tables, for each kind of data that the lines have."""
     groups = defaultdict(list)
@@ -175,8 +182,10 @@ def report(paths, picture=None):
     of_noise = {}
     for (noise, tuning), lines in sorted(groups.items()):
         if tuning:
+            check_one_run(lines, ("seed", "repetitions"))
             print_recipes(lines)
         else:
+            check_one_run(lines)
             of_noise[noise] = Scores(lines)
     if 0.0 in of_noise:
         scores = of_noise[0.0]

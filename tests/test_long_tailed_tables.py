@@ -118,7 +118,7 @@ def test_results_of_two_runs_are_not_mixed(tmp_path):
     path = tmp_path / "results.jsonl"
     of_runs = [{**line, "seed": 0, "repetitions": n, "recipe": {}} for n in (1, 5)]
     path.write_text("".join(json.dumps(of_run) + "\n" for of_run in of_runs))
-    with pytest.raises(ValueError, match="must be of one seed, number of repetitions and recipe"):
+    with pytest.raises(ValueError, match="must be of one seed and repetitions and recipe"):
         long_tailed_tables.report([path])
 
 

@@ -280,6 +280,12 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     assert re.findall("(?m)^### .*", of_means) == re.findall("(?m)^### .*", report)
     assert "4 tables of 3 sources" in of_means
 
+    # Other repetitions are another result, which no mean takes in.
+    tables.main([*arguments[:-1], "2"])
+    assert capsys.readouterr().out.count(" ... ") == 8
+    with pytest.raises(ValueError, match=r"of one seed and repetitions and recipe. Received: .* 2"):
+        tables.main(["--report", str(output)])
+
 
 def test_arguments(capsys):
     for arguments, message in (
