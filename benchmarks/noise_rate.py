@@ -5,10 +5,10 @@
     python benchmarks/noise_rate.py --report benchmarks/results/estimated_rates.jsonl
 
 Confident learning (cleanlab) estimates the rate from class probabilities of training examples by
-models that have not seen them: here of logistic regressions, cross-validated. The rule is to take
-GLA with q = 0.7 and tau = 1 where the estimate is above `RULE`, else logit adjustment. It is made
-on digits at ratio 10 (the trainings of `accuracy.py`) and tested on digits at ratio 50 and on
-KEEL's tables (those of `tables.py`).
+models that have not seen them: here by cross-validated logistic regressions, for CIFAR by networks
+like those that are trained. The rule is to take GLA with q = 0.7 and tau = 1 where the estimate is
+above `RULE`, else logit adjustment. It is made on digits at ratio 10 with seeds 0 to 3 (trainings
+of `accuracy.py`), and tested on other digits, on CIFAR and on KEEL's tables (those of `tables.py`).
 """
 
 import argparse
@@ -18,12 +18,14 @@ import warnings
 from collections import defaultdict
 
 import accuracy
+import keras
 import long_tailed_cifar
 import memorisation
 import numpy as np
 import tables
 import tables_report
 from accuracy_report import mean_and_error, print_rows
+from scipy import special
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -33,47 +35,79 @@ CLEANLAB = "cleanlab==2.9.0"
 RESULTS = memorisation.ROOT / "benchmarks" / "results"
 BASE, LOSS = memorisation.BASE, memorisation.LOSS
 RATES = (0.0, 0.2, 0.4)
-SEEDS = range(4)
-FOLDS = 5
+# Ratios, rates and seeds of the images.
+IMAGES = {
+    "digits": ((1.0, 10.0, 50.0), RATES, range(8)),
+    "cifar10": ((10.0,), (0.2, 0.4), range(1)),
+    "cifar100": ((10.0,), (0.4,), range(1)),
+}
+OF_THE_RULE = "digits, ratio 10 (of the rule)"
+RULE_SEEDS = range(4)
 RULE = 13  # GLA is to gain where more labels than this are thought wrong, in percent.
+FOLDS = 5
+FOLDS_OF_NETWORKS = 2  # Each a training.
+NETWORKS = accuracy.PROTOCOLS["cpu"]._replace(epochs=30)
 
 
-def estimated_rate(x, labels):
+def estimated_rate(labels, p):
     """Returns the fraction of wrong labels by confident learning."""
     try:
         from cleanlab.count import estimate_joint
     except ImportError as error:
         raise ImportError(f"The estimate needs: pip install --no-deps {CLEANLAB}") from error
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # Of a class without a probability.
+        return 1.0 - float(np.trace(estimate_joint(labels, p)))
+
+
+def by_regressions(x, labels):
+    """Returns the probabilities of the examples by regressions that have not seen them."""
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     with warnings.catch_warnings():
         # Classes of few labels: a part can lack one, whose probability is then 0.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
-        p = cross_val_predict(model, x, labels, cv=folds, method="predict_proba")
-    return 1.0 - float(np.trace(estimate_joint(labels, p)))
+        return cross_val_predict(model, x, labels, cv=folds, method="predict_proba")
 
 
-def of_digits(rate, ratio, seed):
+def by_networks(x, labels, seed, recipe=NETWORKS):
+    """Returns the same by networks that are trained with cross-entropy."""
+    p = np.empty((len(x), labels.max() + 1))
+    method = accuracy.METHODS["ce"]
+    folds = StratifiedKFold(FOLDS_OF_NETWORKS, shuffle=True, random_state=seed)
+    for fitted, rest in folds.split(x, labels):
+        keras.utils.set_random_seed(seed)
+        train = x[fitted], labels[fitted]
+        model = accuracy.build(method, *train, recipe.l2[0], recipe)
+        optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
+        loss = method.loss(np.bincount(train[1]))
+        accuracy.fit(model, optimizer, loss, train, range(recipe.epochs), method, seed, recipe)
+        logits = accuracy.predict(model, x[rest]).astype("float64")
+        p[rest] = special.softmax(logits, axis=-1)
+    return p
+
+
+def of_images(rate, data, ratio, seed):
     noise = f"uniform:{rate:g}" if rate else None
-    (x, y), _, true = accuracy.load("digits", ratio, "exponential", seed, 0.0, 8, noise)
-    found = {"estimated": estimated_rate(x.reshape(len(x), -1) / 16, y), "true": (y != true).mean()}
-    return rounded(found)
+    size = 8 if data == "digits" else NETWORKS.size
+    (x, y), _, true = accuracy.load(data, ratio, "exponential", seed, 0.0, size, noise)
+    if data == "digits":
+        p = by_regressions(x.reshape(len(x), -1) / 16, y)
+    else:
+        p = by_networks(x, y, seed)
+    return rounded({"estimated": estimated_rate(y, p), "true": (y != true).mean()})
 
 
 def of_table(rate, table):
     """Returns the means over the two folds of the first repetition."""
-    splits = tables.splits_of(table, 1, rate)
-    parts = [
-        (
-            estimated_rate(split.x[split.train], split.given[split.train]),
-            (split.given != split.y)[split.train].mean(),
-        )
-        for split in splits
-    ]
-    found = dict(zip(("estimated", "true"), np.mean(parts, axis=0), strict=True))
-    return rounded(found)
+    parts = []
+    for split in tables.splits_of(table, 1, rate):
+        labels = split.given[split.train]
+        p = by_regressions(split.x[split.train], labels)
+        parts.append((estimated_rate(labels, p), (labels != split.y[split.train]).mean()))
+    return rounded(dict(zip(("estimated", "true"), np.mean(parts, axis=0), strict=True)))
 
 
 def rounded(found):
@@ -88,17 +122,17 @@ def key_of(line):
 def run(output, folder):
     """Writes the estimates that `output` lacks, one by one."""
     done = {key_of(line) for line in long_tailed_cifar.resume(output)}
-    output.parent.mkdir(parents=True, exist_ok=True)
     some = [
         table
         for table in tables.binary_tables(folder)
         if table.source not in tables_report.TUNING_SOURCES
     ]
     jobs = [
-        ({"data": "digits", "ratio": ratio, "rate": rate, "seed": seed}, of_digits, ratio, seed)
-        for ratio in (10.0, 50.0)
-        for seed in SEEDS
-        for rate in RATES
+        ({"data": data, "ratio": ratio, "rate": rate, "seed": seed}, of_images, data, ratio, seed)
+        for data, (ratios, rates, seeds) in IMAGES.items()
+        for ratio in ratios
+        for seed in seeds
+        for rate in rates
     ]
     jobs += [
         ({"data": "tables", "table": table.name, "rate": rate}, of_table, table)
@@ -112,15 +146,16 @@ def run(output, folder):
                 file.write(json.dumps(line) + "\n")
 
 
-def gains_of_digits():
-    """Returns `{(ratio, rate, seed): points that GLA has more than logit adjustment}`."""
+def gains_of_images():
+    """Returns `{(data, ratio, rate, seed): points that GLA has more than logit adjustment}`."""
     gains = {}
-    for cell, of_seeds in memorisation.both_losses([RESULTS / "noise_digits.jsonl"]).items():
+    for cell, of_seeds in memorisation.both_losses(memorisation.RESULTS).items():
         settings = dict(zip(memorisation.AXES, cell, strict=True))
         kind, rate = (settings["label_noise"] or "uniform:0").split(":")
-        if kind == "uniform":
+        if kind == "uniform" and settings["n_max"] is None:
             for seed, pair in of_seeds.items():
-                gains[settings["ratio"], float(rate), seed] = memorisation.gain(*pair)
+                key = settings["dataset"], settings["ratio"], float(rate), seed
+                gains[key] = memorisation.gain(*pair)
     return gains
 
 
@@ -134,15 +169,18 @@ def gains_of_tables():
 def report(paths):
     """Prints the estimates, and what the rule that they give is worth."""
     lines = [line for path in paths for line in long_tailed_cifar.read_results(path)]
-    digits, of_tables = gains_of_digits(), gains_of_tables()
+    of_images, of_tables = gains_of_images(), gains_of_tables()
     groups = defaultdict(list)
     for line in lines:
-        if line["data"] == "digits":
-            gain = digits.get((line["ratio"], line["rate"], line["seed"]))
-            name, source = f"digits, ratio {line['ratio']:g}", line["seed"]
-        else:
+        if line["data"] == "tables":
             gain = of_tables.get((line["table"], line["rate"]))
             name, source = "KEEL's tables", tables.source_of(line["table"])
+        else:
+            names = ("data", "ratio", "rate", "seed")
+            gain = of_images.get(tuple(line[name] for name in names))
+            name, source = f"{line['data']}, ratio {line['ratio']:g}", line["seed"]
+            if name == "digits, ratio 10" and line["seed"] in RULE_SEEDS:
+                name = OF_THE_RULE
         if gain is None:
             raise ValueError(f"No trainings of {BASE} and {LOSS} belong to the estimate {line}")
         groups[name, line["rate"]].append((source, 100 * line["estimated"], gain))
@@ -156,7 +194,7 @@ def report(paths):
             taken = estimated > RULE
             sources[source].append((estimated, 100 * taken, gain * taken, gain))
         means = np.array([np.mean(of, axis=0) for of in sources.values()])
-        row = [name + (" (of the rule)" if name == "digits, ratio 10" else ""), f"{rate:.0%}"]
+        row = [name, f"{rate:.0%}"]
         row += [f"{means[:, i].mean():.0f}%" for i in (0, 1)]
         row += [mean_and_error(means[:, i].tolist(), "+") for i in (2, 3)]
         right = sum((estimated > RULE) == (gain > 0) for _, estimated, gain in found)
@@ -169,7 +207,7 @@ def made_of(groups):
     points = sorted(
         (estimated, gain)
         for (name, _), found in groups.items()
-        if name == "digits, ratio 10"
+        if name == OF_THE_RULE
         for _, estimated, gain in found
     )
     estimates, gains = np.array(points).T
