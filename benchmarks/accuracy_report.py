@@ -47,6 +47,8 @@ PAIRS = (
     ("effective", "weighted"),
 )
 
+HINDSIGHT = ("logit_adjusted", "gla_q0.3_tau1", "gla_q0.7_tau1", "gla_q0.9_tau1")
+
 
 def report(paths, pictures=None, candidates=()):
     """Prints a Markdown table for each data set, profile, ratio and recipe.
@@ -73,6 +75,7 @@ def report(paths, pictures=None, candidates=()):
     if candidates:
         print_choices(tables, candidates)
     print_offsets(tables)
+    print_hindsight(tested)
     print_probabilities(tested)
     print_changed_mixes(tested)
     for condition, of_losses in tables.items():
@@ -187,6 +190,31 @@ def print_offsets(tables):
         print("\n### Decisions\n")
         columns = ["condition", "loss", "logits", "posterior", "by offset", "offset, by seed"]
         print_rows(columns, rows)
+
+
+def print_hindsight(tested):
+    """Prints whether any offset after logit adjustment does what q does, where labels are wrong.
+
+    It is one offset for all seeds, the best on the test set: what nobody can know before.
+    """
+    base, *others = HINDSIGHT
+    rows = []
+    for condition, of_losses in tested.items():
+        noise, logits = json.loads(condition)[0][4], decided(of_losses, base)
+        gained = [decided(of_losses, loss) for loss in others]
+        if not (noise and logits and any(gained)):
+            continue
+        (runs,) = (of_seeds for (loss, _), of_seeds in of_losses.items() if loss == base)
+        curves = [run["offsets"] for run in runs.values()]
+        best = best_offset({tau: statistics.mean(of[tau] for of in curves) for tau in curves[0]})
+        by_offset = {seed: 100 * run["offsets"][best] for seed, run in runs.items()}
+        row = [title_of(condition), mean_and_error(logits.values())]
+        row += [mean_and_error(by_offset.values()), f"{float(best):g}"]
+        rows.append(row + [difference(of_seeds, by_offset) for of_seeds in gained])
+    if rows:
+        print("\n### Offsets in hindsight\n")
+        columns = ["condition", base, "by its best offset", "offset"]
+        print_rows([*columns, *(f"{loss} - that" for loss in others)], rows)
 
 
 def best_offset(curve):

@@ -27,6 +27,7 @@ NOISES = (0.0, 0.2, 0.4)
 METHODS = ("ce", "logit_adjusted", "weighted_q0.7", "gla_q0.3_tau1", "gla_q0.5_tau1")
 HELD_OUT = 0.2
 BASE = "logit_adjusted"
+WITHOUT_OFFSET, SAME_OFFSETS = "gla_q0.3_tau1", (0.25, 0, -0.25, -0.5, -0.75)
 LOGITS, OTHERS, HOLD_OUT = "logits", "offset of other sources", "offset of the hold-out"
 
 
@@ -172,27 +173,51 @@ def offsets_of(lines):
 
 
 def report(paths):
-    """Prints a Markdown table of each rate of wrong labels."""
+    """Prints a Markdown table of each rate of wrong labels, and of the same offset at all."""
     of_noise = defaultdict(list)
     for path in paths:
         for line in long_tailed_cifar.read_results(path):
             of_noise[line["noise"]].append(line)
-    columns = ["method", "decision", "balanced accuracy", "minus its logits"]
-    columns += [f"minus {BASE}, decided alike", "better / worse", "p (Holm)", "offsets"]
     for noise, lines in sorted(of_noise.items()):
         tables_report.check_one_run(lines)
-        print(f"\n### Offsets on tables: {noise:.0%} wrong labels\n")
-        cells = []
-        found, offsets = decisions(lines), offsets_of(lines)
-        for way, values in found.items():
-            compared = tables_report.against(values, METHODS.index(BASE))
-            for m, method in enumerate(METHODS):
-                gain = tables_report.percent(values[:, m] - found[LOGITS][:, m], "+")
-                row = [method, way, tables_report.percent(values[:, m])]
-                row += ["" if way == LOGITS else gain, *compared[m]]
-                cells.append([*row, offsets[way][m]])
-        cells.sort(key=lambda row: METHODS.index(row[0]))
-        print_rows(columns, cells)
+        print_decisions(noise, lines)
+    print_same_offset(dict(sorted(of_noise.items())))
+
+
+def print_decisions(noise, lines):
+    columns = ["method", "decision", "balanced accuracy", "minus its logits"]
+    columns += [f"minus {BASE}, decided alike", "better / worse", "p (Holm)", "offsets"]
+    cells = []
+    found, offsets = decisions(lines), offsets_of(lines)
+    for way, values in found.items():
+        compared = tables_report.against(values, METHODS.index(BASE))
+        for m, method in enumerate(METHODS):
+            gain = tables_report.percent(values[:, m] - found[LOGITS][:, m], "+")
+            row = [method, way, tables_report.percent(values[:, m])]
+            row += ["" if way == LOGITS else gain, *compared[m]]
+            cells.append([*row, offsets[way][m]])
+    cells.sort(key=lambda row: METHODS.index(row[0]))
+    print(f"\n### Offsets on tables: {noise:.0%} wrong labels\n")
+    print_rows(columns, cells)
+
+
+def print_same_offset(of_noise):
+    """Prints whether one offset, whatever the rate, does after the base what q does without."""
+    curves = {noise: mean_curves(lines)[1] for noise, lines in of_noise.items()}
+    zero, without = accuracy.OFFSETS.index(0), METHODS.index(WITHOUT_OFFSET)
+    columns, cells = ["decision"], []
+    for noise in curves:
+        columns += [f"{noise:.0%} wrong", f"minus {WITHOUT_OFFSET}"]
+    ways = [(WITHOUT_OFFSET, 0), *((BASE, tau) for tau in SAME_OFFSETS)]
+    for method, tau in ways:
+        row = [f"{method}, offset {tau:g}" if tau else method]
+        for of_sources in curves.values():
+            values = of_sources[:, METHODS.index(method), accuracy.OFFSETS.index(tau)]
+            gain = tables_report.percent(values - of_sources[:, without, zero], "+")
+            row += [tables_report.percent(values), "" if method == WITHOUT_OFFSET else gain]
+        cells.append(row)
+    print("\n### Offsets on tables: the same at every rate\n")
+    print_rows(columns, cells)
 
 
 def parse_arguments(argv=None):

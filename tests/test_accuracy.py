@@ -718,6 +718,34 @@ def test_the_report_takes_the_offset_of_the_hold_out(tmp_path, capsys):
     ]
 
 
+def test_offsets_in_hindsight_by_hand(tmp_path, capsys):
+    def run(loss, seed, score, offsets=None, noise="uniform:0.4"):
+        run = json.loads(line(loss, seed, [score] * 2, [score] * 2))
+        run["settings"]["label_noise"] = noise
+        run["result"] |= {"memorised": 0.5, "offsets": offsets or {"0.0": score}}
+        return json.dumps(run) + "\n"
+
+    path = tmp_path / "runs.jsonl"
+    path.write_text(
+        # The second is best on the mean, though for neither seed.
+        run("logit_adjusted", 0, 0.5, {"0.0": 0.5, "0.5": 0.65, "1.0": 0.7})
+        + run("logit_adjusted", 1, 0.7, {"0.0": 0.7, "0.5": 0.65, "1.0": 0.4})
+        + run("gla_q0.9_tau1", 0, 0.75)
+        + run("gla_q0.9_tau1", 1, 0.85)
+        + run("gca", 0, 0.6)
+        # Without q, or without GLA, there is nothing to tell.
+        + run("logit_adjusted", 0, 0.5, noise="pair:0.4")
+        + run("gla_q0.9_tau1", 0, 0.5, noise="pair:0.2")
+    )
+    accuracy_report.report([path])
+    printed = capsys.readouterr().out.split("### Offsets in hindsight\n\n")[1]
+    name = "digits, step, ratio 10, 7 epochs, 40% wrong labels (uniform)"
+    assert printed.splitlines()[2:4] == [
+        f"| {name} | 60.0 ± 10.0 | 65.0 ± 0.0 | 0.5 |  |  | +15.0 ± 5.0 |",
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [([0.5, 0.9, 0.7, 0.6], 0.0), ([0.5, 0.9, 0.9, 0.9], 0.5), ([0.7, 0.7, 0.7, 0.7], 0.5)],

@@ -116,9 +116,27 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     assert capsys.readouterr().out.count(" ... ") == 1
     table_offsets.main(["--report", str(output)])
     report = capsys.readouterr().out
-    for title in ("0% wrong labels", "30% wrong labels"):
+    for title in ("0% wrong labels", "30% wrong labels", "the same at every rate"):
         assert f"### Offsets on tables: {title}\n" in report
     assert report.count("| logit_adjusted | offset of the hold-out |") == 2
+
+
+def test_the_same_offset_at_every_rate_by_hand(capsys):
+    of_noise = {
+        0.2: [line("a", name, -0.25) for name in table_offsets.METHODS],
+        0.4: [line("a", name, 0, noise=0.4) for name in table_offsets.METHODS],
+    }
+    table_offsets.print_same_offset(of_noise)
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "| decision | 20% wrong | minus gla_q0.3_tau1 | 40% wrong | minus gla_q0.3_tau1 |",
+        "|---|---|---|---|---|",
+        "| gla_q0.3_tau1 | 50.0 |  | 80.0 |  |",
+        "| logit_adjusted, offset 0.25 | 50.0 | +0.0 | 50.0 | -30.0 |",
+        "| logit_adjusted | 50.0 | +0.0 | 80.0 | +0.0 |",
+        "| logit_adjusted, offset -0.25 | 80.0 | +30.0 | 50.0 | -30.0 |",
+        "| logit_adjusted, offset -0.5 | 50.0 | +0.0 | 50.0 | -30.0 |",
+        "| logit_adjusted, offset -0.75 | 50.0 | +0.0 | 50.0 | -30.0 |",
+    ]
 
 
 def test_results_of_two_runs_are_not_mixed(tmp_path):
