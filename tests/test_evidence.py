@@ -190,8 +190,9 @@ def test_offsets_on_tables(capsys):
 
 
 def test_fit_speed(capsys):
-    fit_speed.print_table(json.loads((RESULTS / "fit_speed.json").read_text())["cases"])
-    assert capsys.readouterr().out in BENCHMARKS
+    for name in ("fit_speed", "fit_speed_jax"):
+        fit_speed.print_table(json.loads((RESULTS / f"{name}.json").read_text())["cases"])
+        assert capsys.readouterr().out in BENCHMARKS
 
 
 def test_examples(capsys):
