@@ -27,7 +27,7 @@ NOISES = (0.0, 0.2, 0.4)
 METHODS = ("ce", "logit_adjusted", "weighted_q0.7", "gla_q0.3_tau1", "gla_q0.5_tau1")
 HELD_OUT = 0.2
 BASE = "logit_adjusted"
-WITHOUT_OFFSET, SAME_OFFSETS = "gla_q0.3_tau1", (0.25, 0, -0.25, -0.5, -0.75)
+COMPARED, SAME_OFFSETS = (BASE, "gla_q0.3_tau1"), (0.25, -0.25, -0.5, -0.75)
 LOGITS, OTHERS, HOLD_OUT = "logits", "offset of other sources", "offset of the hold-out"
 
 
@@ -204,17 +204,21 @@ def print_decisions(noise, lines):
 def print_same_offset(of_noise):
     """Prints whether one offset, whatever the rate, does after the base what q does without."""
     curves = {noise: mean_curves(lines)[1] for noise, lines in of_noise.items()}
-    zero, without = accuracy.OFFSETS.index(0), METHODS.index(WITHOUT_OFFSET)
+
+    def values(noise, method, tau):
+        return curves[noise][:, METHODS.index(method), accuracy.OFFSETS.index(tau)]
+
     columns, cells = ["decision"], []
     for noise in curves:
-        columns += [f"{noise:.0%} wrong", f"minus {WITHOUT_OFFSET}"]
-    ways = [(WITHOUT_OFFSET, 0), *((BASE, tau) for tau in SAME_OFFSETS)]
-    for method, tau in ways:
+        columns += [f"{noise:.0%} wrong", *(f"minus {name}" for name in COMPARED)]
+    for method, tau in [*((name, 0) for name in COMPARED), *((BASE, tau) for tau in SAME_OFFSETS)]:
         row = [f"{method}, offset {tau:g}" if tau else method]
-        for of_sources in curves.values():
-            values = of_sources[:, METHODS.index(method), accuracy.OFFSETS.index(tau)]
-            gain = tables_report.percent(values - of_sources[:, without, zero], "+")
-            row += [tables_report.percent(values), "" if method == WITHOUT_OFFSET else gain]
+        for noise in curves:
+            found = values(noise, method, tau)
+            row.append(tables_report.percent(found))
+            for name in COMPARED:
+                gain = tables_report.percent(found - values(noise, name, 0), "+")
+                row.append("" if (method, tau) == (name, 0) else gain)
         cells.append(row)
     print("\n### Offsets on tables: the same at every rate\n")
     print_rows(columns, cells)

@@ -127,15 +127,16 @@ def test_the_same_offset_at_every_rate_by_hand(capsys):
         0.4: [line("a", name, 0, noise=0.4) for name in table_offsets.METHODS],
     }
     table_offsets.print_same_offset(of_noise)
+    minus = "minus logit_adjusted | minus gla_q0.3_tau1"
     assert capsys.readouterr().out.splitlines()[3:] == [
-        "| decision | 20% wrong | minus gla_q0.3_tau1 | 40% wrong | minus gla_q0.3_tau1 |",
-        "|---|---|---|---|---|",
-        "| gla_q0.3_tau1 | 50.0 |  | 80.0 |  |",
-        "| logit_adjusted, offset 0.25 | 50.0 | +0.0 | 50.0 | -30.0 |",
-        "| logit_adjusted | 50.0 | +0.0 | 80.0 | +0.0 |",
-        "| logit_adjusted, offset -0.25 | 80.0 | +30.0 | 50.0 | -30.0 |",
-        "| logit_adjusted, offset -0.5 | 50.0 | +0.0 | 50.0 | -30.0 |",
-        "| logit_adjusted, offset -0.75 | 50.0 | +0.0 | 50.0 | -30.0 |",
+        f"| decision | 20% wrong | {minus} | 40% wrong | {minus} |",
+        "|---|---|---|---|---|---|---|",
+        "| logit_adjusted | 50.0 |  | +0.0 | 80.0 |  | +0.0 |",
+        "| gla_q0.3_tau1 | 50.0 | +0.0 |  | 80.0 | +0.0 |  |",
+        "| logit_adjusted, offset 0.25 | 50.0 | +0.0 | +0.0 | 50.0 | -30.0 | -30.0 |",
+        "| logit_adjusted, offset -0.25 | 80.0 | +30.0 | +30.0 | 50.0 | -30.0 | -30.0 |",
+        "| logit_adjusted, offset -0.5 | 50.0 | +0.0 | +0.0 | 50.0 | -30.0 | -30.0 |",
+        "| logit_adjusted, offset -0.75 | 50.0 | +0.0 | +0.0 | 50.0 | -30.0 | -30.0 |",
     ]
 
 
