@@ -40,7 +40,7 @@ RATES = (0.0, 0.2, 0.4)
 IMAGES = {
     "digits": ((1.0, 10.0, 50.0), RATES, range(8)),
     "cifar10": ((10.0,), (0.2, 0.4), range(1)),
-    "cifar100": ((10.0,), (0.4,), range(1)),
+    "cifar100": ((100.0,), (0.4,), range(1)),
 }
 OF_THE_RULE = "digits, ratio 10 (of the rule)"
 RULE_SEEDS = range(4)

@@ -13,10 +13,14 @@ does what is missing.
 
 import argparse
 import pathlib
+import sys
 from collections import defaultdict
 
-import long_tailed_cifar
 import numpy as np
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
+
+import long_tailed_cifar
 import tables
 import tables_report
 from accuracy_report import print_rows

@@ -199,3 +199,37 @@ def test_modules_on_demand():
     assert set(dir(keras_balanced)) >= {"GLALoss", "callbacks", "datasets", "models", "plots"}
     with pytest.raises(AttributeError, match="no attribute 'dataset'"):
         keras_balanced.dataset  # noqa: B018
+
+
+def test_every_script_starts_by_itself():
+    """Tests have the scripts' folders on their path; a user has that of the script alone."""
+    output = run(
+        "-c",
+        """
+import contextlib, io, pathlib, runpy, sys
+
+path = sys.path[1:]
+folders = ["benchmarks", "examples", "tools"]
+scripts = {p.stem: p for folder in folders for p in sorted(pathlib.Path(folder).glob("*.py"))}
+for script in scripts.values():
+    text = script.read_text()
+    if "__main__" not in text or "argparse" not in text:
+        continue
+    for name in scripts:
+        sys.modules.pop(name, None)
+    sys.path[:] = [str(script.parent.resolve()), *path]
+    sys.argv = [str(script), "--help"]
+    usage = io.StringIO()
+    try:
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(usage):
+            runpy.run_path(str(script), run_name="__main__")
+    except ImportError as error:
+        if error.name in scripts:
+            raise
+        continue  # An optional library.
+    print(script, "starts" if "usage: " in usage.getvalue() else "does not say how to use it")
+""",
+    )
+    lines = [line for line in output.splitlines() if line.startswith(("benchmarks", "examples"))]
+    assert len(lines) > 15
+    assert all(line.endswith(".py starts") for line in lines), lines
