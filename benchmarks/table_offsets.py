@@ -186,7 +186,7 @@ def draw(curves, path):
         axes.set_ylim(base.max() - 15, base.max() + 3)
     all_axes[0, 0].set_ylabel("balanced accuracy, %")
     all_axes[0, 0].legend(fontsize=7, loc="lower left")
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    figure.savefig(path, dpi=80, metadata={"Software": None})
     pyplot.close(figure)
 
 

@@ -12,6 +12,7 @@ import long_tailed_tables
 import memorisation
 import noise_rate
 import segmentation
+import table_offsets
 import tables_report
 import tabular
 from processes import ROOT
@@ -176,6 +177,14 @@ def test_long_tailed_tables(capsys):
     long_tailed_tables.report(sorted(RESULTS.glob("long_tailed_tables*.jsonl")))
     sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
     assert len(sections) == 3
+    for section in sections:
+        assert section.strip() + "\n" in BENCHMARKS
+
+
+def test_offsets_on_tables(capsys):
+    table_offsets.report([RESULTS / "table_offsets.jsonl"])
+    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    assert len(sections) == 2
     for section in sections:
         assert section.strip() + "\n" in BENCHMARKS
 
