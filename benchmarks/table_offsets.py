@@ -25,11 +25,23 @@ import tables
 import tables_report
 from accuracy_report import print_rows
 
+from keras_balanced import BinaryGLALoss
+
 NOISES = (0.0, 0.2, 0.4)
 OFFSETS = tuple(i / 10 for i in range(-10, 11))  # Times the log odds, taken off the logits.
 BASE = "logit_adjusted"
 QS = (0.3, 0.5, 0.7)
-METHODS = (BASE, *(f"gla_q{q}_tau1" for q in QS), "gla_q0.3", "weighted_q0.7")
+TOWARDS = "towards p**0.3"
+
+
+def towards(rates, power=0.3):
+    """Returns logit adjustment that also trains towards the class mix to a power."""
+    target = rates**power / (rates**power + (1 - rates) ** power)
+    return BinaryGLALoss(rates, 0.0, target_priors=target)
+
+
+NAMES = (BASE, *(f"gla_q{q}_tau1" for q in QS), "gla_q0.3", "weighted_q0.7")
+METHODS = {name: tables.METHODS[name] for name in NAMES} | {TOWARDS: tables.Method(towards)}
 # What is compared: a method and an offset, with another.
 PAIRS = (
     *(((BASE, -q), (BASE, 0)) for q in QS),
@@ -37,6 +49,8 @@ PAIRS = (
     *(((f"gla_q{q}_tau1", 0), (BASE, -q)) for q in QS),
     (("gla_q0.3", 0), (BASE, 0)),
     (("weighted_q0.7", 0), (BASE, 0)),
+    ((TOWARDS, 0), (BASE, 0)),
+    ((TOWARDS, 0), (BASE, -0.3)),
 )
 
 
@@ -50,14 +64,13 @@ def curve(y, logits, rate):
 
 def run(splits, seeds):
     """Returns the curve of each split, of each method."""
-    methods = {name: tables.METHODS[name] for name in METHODS}
-    found = tables.train(splits, methods, tables.RECIPE, seeds)[..., 0]
+    found = tables.train(splits, METHODS, tables.RECIPE, seeds)[..., 0]
     return {
         name: [
             curve(split.y[split.test], logits[split.test], split.rate)
             for split, logits in zip(splits, of_method, strict=True)
         ]
-        for name, of_method in zip(methods, found, strict=True)
+        for name, of_method in zip(METHODS, found, strict=True)
     }
 
 
@@ -147,7 +160,7 @@ def report(paths, picture=None):
         return curves[noise][method][:, OFFSETS.index(offset)]
 
     ways = list(dict.fromkeys(way for pair in PAIRS for way in pair))
-    ways.sort(key=lambda way: METHODS.index(way[0]))
+    ways.sort(key=lambda way: list(METHODS).index(way[0]))
     cells = [
         [name_of(*way), *(tables_report.percent(values(noise, *way)) for noise in curves)]
         for way in ways

@@ -115,7 +115,7 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     method = of_table[0.3]["method"]
     for noise, found in of_table.items():
         splits = tables.splits_of(tables.read_table(tmp_path / "pima.dat"), 1, noise)
-        logits = tables.train(splits, {method: tables.METHODS[method]}, tables.RECIPE, [0, 1])
+        logits = tables.train(splits, {method: METHODS[method]}, tables.RECIPE, [0, 1])
         expected = [
             tables.recalls(split.y[split.test], (z[split.test] > 0).astype("int64")).mean()
             for split, z in zip(splits, logits[0, ..., 0], strict=True)
