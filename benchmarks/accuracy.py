@@ -59,6 +59,7 @@ HELD_OUT = 0.2
 SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
 OFFSETS = tuple(i / 4 for i in range(-4, 9))  # Times `log prior`, taken off the logits.
 NOISES = ("uniform", "pair", "to_tail", "to_head")
+TRAININGS_OF_A_PROCESS = 50
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # Pixels.
 
 
@@ -670,6 +671,23 @@ def recalls(y, scores):
     return [round(h / n, 6) if n else None for h, n in zip(right, of, strict=True)]
 
 
+def train_all(missing, recipe, workers):
+    """Yields the settings and the future of each training, as they end.
+
+    Each portion has new processes: TensorFlow keeps memory of every training, and a pool that
+    replaces its processes (`max_tasks_per_child`) can wait for ever
+    (https://github.com/python/cpython/issues/115634).
+    """
+    spawn = multiprocessing.get_context("spawn")
+    portion = workers * TRAININGS_OF_A_PROCESS
+    for first in range(0, len(missing), portion):
+        with futures.ProcessPoolExecutor(workers, spawn) as pool:
+            some = missing[first : first + portion]
+            work = {pool.submit(run, (settings, recipe)): settings for settings in some}
+            for job in futures.as_completed(work):
+                yield work[job], job
+
+
 def run_all(jobs, recipe, results, output, workers):
     """Runs the jobs that have no result yet, and writes each as it ends."""
     missing = [settings for settings in jobs if key_of(settings, recipe) not in results]
@@ -680,30 +698,27 @@ def run_all(jobs, recipe, results, output, workers):
         os.environ.setdefault(name, str(max(os.cpu_count() // workers, 1)))
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     start = time.perf_counter()
-    spawn = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(workers, spawn, max_tasks_per_child=50) as pool:
-        work = {pool.submit(run, (settings, recipe)): settings for settings in missing}
-        errors = []
-        for done, job in enumerate(futures.as_completed(work), 1):
-            if error := job.exception():
-                errors.append(error)
-                print(f"{done}/{len(missing)} failed: {work[job]}: {error!r}", flush=True)
-                continue
-            line = job.result()
-            with output.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            settings, result = line["settings"], line["result"]
-            results[key_of(settings, recipe)] = result
-            passed = time.perf_counter() - start
-            print(
-                f"{done}/{len(missing)} {passed / 60:.1f} min  {settings['dataset']} "
-                f"{settings['profile']} {settings['ratio']:g} {settings.get('label_noise', '')} "
-                f"seed {settings['seed']} "
-                f"l2 {settings['l2']:g} {settings['loss']}: "
-                f"{100 * np.mean(accuracy_report.known(result['recalls'])):.1f} "
-                f"{100 * np.mean(accuracy_report.known(result['recalls_of_posterior'])):.1f}",
-                flush=True,
-            )
+    errors = []
+    for done, (settings, job) in enumerate(train_all(missing, recipe, workers), 1):
+        if error := job.exception():
+            errors.append(error)
+            print(f"{done}/{len(missing)} failed: {settings}: {error!r}", flush=True)
+            continue
+        line = job.result()
+        with output.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        result = line["result"]
+        results[key_of(settings, recipe)] = result
+        passed = time.perf_counter() - start
+        print(
+            f"{done}/{len(missing)} {passed / 60:.1f} min  {settings['dataset']} "
+            f"{settings['profile']} {settings['ratio']:g} {settings.get('label_noise', '')} "
+            f"seed {settings['seed']} "
+            f"l2 {settings['l2']:g} {settings['loss']}: "
+            f"{100 * np.mean(accuracy_report.known(result['recalls'])):.1f} "
+            f"{100 * np.mean(accuracy_report.known(result['recalls_of_posterior'])):.1f}",
+            flush=True,
+        )
     if errors:
         raise RuntimeError(
             f"{len(errors)} of {len(missing)} trainings failed; a rerun tries them again"

@@ -310,20 +310,21 @@ def test_vs_is_set_as_in_its_paper():
 
 
 @pytest.mark.slow
-def test_one_failed_training_loses_no_other(tmp_path, capsys):
+def test_one_failed_training_loses_no_other(tmp_path, capsys, monkeypatch):
+    """Nor do more trainings than a process does."""
+    monkeypatch.setattr(accuracy, "TRAININGS_OF_A_PROCESS", 2)
     recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=1)
-    good, bad = (
+    bad, *good = (
         {"seed": 0, "dataset": "digits", "profile": "step", "ratio": ratio}
         | {"loss": "ce", "l2": 5e-4, "held_out": 0.0}
-        for ratio in (50.0, 1e6)
+        for ratio in (1e6, 50.0, 40.0)
     )
     output = tmp_path / "runs.jsonl"
-    with pytest.raises(RuntimeError, match="1 of 2 trainings failed; a rerun tries them again"):
-        accuracy.run_all([bad, good], recipe, {}, output, workers=1)
-    (line,) = output.read_text().splitlines()
-    assert json.loads(line)["settings"] == good
+    with pytest.raises(RuntimeError, match="1 of 3 trainings failed; a rerun tries them again"):
+        accuracy.run_all([bad, *good], recipe, {}, output, workers=1)
+    assert [json.loads(line)["settings"] for line in output.read_text().splitlines()] == good
     printed = capsys.readouterr().out
-    assert "1/2 failed" in printed
+    assert "1/3 failed" in printed
     assert "`imbalance_ratio` must be at most" in printed
 
 
