@@ -36,12 +36,14 @@ CLEANLAB = "cleanlab==2.9.0"
 RESULTS = memorisation.ROOT / "benchmarks" / "results"
 BASE, LOSS = memorisation.BASE, memorisation.LOSS
 RATES = (0.0, 0.2, 0.4)
-# Ratios, rates and seeds of the images.
-IMAGES = {
-    "digits": ((1.0, 10.0, 50.0), RATES, range(8)),
-    "cifar10": ((10.0,), (0.2, 0.4), range(1)),
-    "cifar100": ((100.0,), (0.4,), range(1)),
-}
+# Ratio, rates and seeds of the images that were trained on.
+IMAGES = (
+    ("digits", 1.0, RATES, range(4)),
+    ("digits", 10.0, RATES, range(8)),
+    ("digits", 50.0, RATES, range(8)),
+    ("cifar10", 10.0, (0.2, 0.4), range(1)),
+    ("cifar100", 100.0, (0.4,), range(1)),
+)
 OF_THE_RULE = "digits, ratio 10 (of the rule)"
 RULE_SEEDS = range(4)
 RULE = 13  # GLA is to gain where more labels than this are thought wrong, in percent.
@@ -130,8 +132,7 @@ def run(output, folder):
     ]
     jobs = [
         ({"data": data, "ratio": ratio, "rate": rate, "seed": seed}, of_images, data, ratio, seed)
-        for data, (ratios, rates, seeds) in IMAGES.items()
-        for ratio in ratios
+        for data, ratio, rates, seeds in IMAGES
         for seed in seeds
         for rate in rates
     ]

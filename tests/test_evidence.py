@@ -88,6 +88,13 @@ def test_wrong_labels(capsys):
     sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
     for name in ("Summary", "Probabilities in a known mix", "Probabilities in changed mixes"):
         assert sections[name] in BENCHMARKS
+    accuracy_report.report([RESULTS / "noise_cifar100.jsonl"])
+    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    assert sections["Summary"] in BENCHMARKS
+    names = ("digits", "halves_digits", "cifar10", "cifar100")
+    accuracy_report.report([RESULTS / f"noise_{name}.jsonl" for name in names])
+    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    assert sections["Offsets in hindsight"] in BENCHMARKS
     pairs = memorisation.pairs_of(memorisation.RESULTS)
     memorisation.report(pairs, memorisation.pairs_of_tables(memorisation.TABLES))
     assert capsys.readouterr().out in BENCHMARKS

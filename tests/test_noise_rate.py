@@ -102,7 +102,7 @@ def test_resumes(tmp_path, monkeypatch, capsys):
         return 0.25
 
     monkeypatch.setattr(noise_rate, "estimated_rate", estimated_rate)
-    monkeypatch.setattr(noise_rate, "IMAGES", {"digits": ((10.0,), (0.0, 0.4), range(2))})
+    monkeypatch.setattr(noise_rate, "IMAGES", (("digits", 10.0, (0.0, 0.4), range(2)),))
     monkeypatch.setattr(noise_rate, "report", lambda paths: print(f"report of {paths}"))
     rows = [f"{i}, {'a' if i < 60 else 'b'}" for i in range(90)]
     (tmp_path / "pima.dat").write_text("\n".join(rows))
