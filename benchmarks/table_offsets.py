@@ -51,6 +51,7 @@ PAIRS = (
     (("weighted_q0.7", 0), (BASE, 0)),
     ((TOWARDS, 0), (BASE, 0)),
     ((TOWARDS, 0), (BASE, -0.3)),
+    (("gla_q0.3_tau1", 0), (TOWARDS, 0)),
 )
 
 

@@ -138,9 +138,9 @@ for q, fraction in zip(QS, memorised, strict=True):
 # This is one seed, one network and one kind of noise. Before you set `q`:
 #
 # * Leave it at 0 if you trust your labels.
-# * If you do not, try 0.5, 0.7 and 0.9 with `tau=1`, and choose as above. With few held-out
+# * If you do not, try 0.7 and 0.9 with `tau=1` (0.5 seldom helped), and choose as above. With few held-out
 #   examples of the rare classes use [cross-validation](../tuning.md).
 # * A network that does not learn the wrong labels by heart, because it is small or sees each image
 #   only a few times, has less to gain, and can lose: a large `q` also trains more slowly.
-# * On tables a lean to the frequent classes gained what a `q` of 0.3 did: see
+# * On tables of two classes a lean to the frequent one gained what a `q` of 0.3 did: see
 #   [which loss](../which_loss.md#where-to-start).
