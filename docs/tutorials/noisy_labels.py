@@ -138,8 +138,8 @@ for q, fraction in zip(QS, memorised, strict=True):
 # This is one seed, one network and one kind of noise. Before you set `q`:
 #
 # * Leave it at 0 if you trust your labels.
-# * If you do not, try 0.7 and 0.9 with `tau=1` (0.5 seldom helped), and choose as above. With few held-out
-#   examples of the rare classes use [cross-validation](../tuning.md).
+# * If you do not, try 0.7 and 0.9 with `tau=1` (0.5 seldom helped), and choose as above. With few
+#   held-out examples of the rare classes use [cross-validation](../tuning.md).
 # * A network that does not learn the wrong labels by heart, because it is small or sees each image
 #   only a few times, has less to gain, and can lose: a large `q` also trains more slowly.
 # * On tables of two classes a lean to the frequent one gained what a `q` of 0.3 did: see
