@@ -13,9 +13,7 @@ everything else. The lines of JSON of a table, a method each, are written as it 
 does the tables that lack one.
 """
 
-import argparse
 import json
-import pathlib
 
 import accuracy
 import long_tailed_cifar
@@ -176,13 +174,8 @@ def print_scores(scores, ratio):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    tables.add_arguments(parser)
+    parser = tables.argument_parser(__doc__, "long_tailed_tables.jsonl")
     parser.add_argument("--tune", action="store_true", help="compare recipes on three tables")
-    output = pathlib.Path("results/long_tailed_tables.jsonl")
-    parser.add_argument("--output", type=pathlib.Path, default=output)
     args = parser.parse_args(argv)
     tables.check_arguments(parser, args)
     return args

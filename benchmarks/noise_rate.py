@@ -24,7 +24,6 @@ import long_tailed_cifar
 import memorisation
 import numpy as np
 import tables
-import tables_report
 from accuracy_report import mean_and_error, print_rows
 from scipy import special
 from sklearn.linear_model import LogisticRegression
@@ -125,11 +124,7 @@ def key_of(line):
 def run(output, folder):
     """Writes the estimates that `output` lacks, one by one."""
     done = {key_of(line) for line in long_tailed_cifar.resume(output)}
-    some = [
-        table
-        for table in tables.binary_tables(folder)
-        if table.source not in tables_report.TUNING_SOURCES
-    ]
+    some = tables.chosen_tables(folder)
     jobs = [
         ({"data": data, "ratio": ratio, "rate": rate, "seed": seed}, of_images, data, ratio, seed)
         for data, ratio, rates, seeds in IMAGES
@@ -232,7 +227,7 @@ def main(argv=None):
     parser.add_argument("--report", type=pathlib.Path, nargs="+", help="only print these results")
     args = parser.parse_args(argv)
     if not args.report:
-        run(args.output, args.data or tables.data_folder())
+        run(args.output, args.data)
     report(args.report or [args.output])
 
 

@@ -11,7 +11,6 @@ the balanced accuracy by every offset. The lines of a table are written as they 
 does what is missing.
 """
 
-import argparse
 import pathlib
 import sys
 from collections import defaultdict
@@ -29,6 +28,7 @@ from keras_balanced import BinaryGLALoss
 
 NOISES = (0.0, 0.2, 0.4)
 OFFSETS = tuple(i / 10 for i in range(-10, 11))  # Times the log odds, taken off the logits.
+KEYS = [f"{offset:g}" for offset in OFFSETS]
 BASE = "logit_adjusted"
 QS = (0.3, 0.5, 0.7)
 TOWARDS = "towards p**0.3"
@@ -78,74 +78,40 @@ def run(splits, seeds):
 def run_all(args):
     """Runs what has no results yet, and writes the lines of each table as it ends."""
     done = {tables.key_of(line, line["method"]) for line in long_tailed_cifar.resume(args.output)}
-    chosen = [
-        table
-        for table in tables.binary_tables(args.data or tables.data_folder())
-        if table.source not in tables_report.TUNING_SOURCES
-    ]
-    chosen.sort(key=lambda table: table.x.shape[1])
+    chosen = tables.chosen_tables(args.data)
     for args.noise in NOISES:
-        settings = {table.name: tables.settings_of(table, args, tables.RECIPE) for table in chosen}
-        missing = [
-            table
-            for table in chosen
-            if any(tables.key_of(settings[table.name], name) not in done for name in METHODS)
-        ]
-        for first in range(0, len(missing), tables.TOGETHER):
-            some = missing[first : first + tables.TOGETHER]
-            folds = 2 * args.repetitions
-            splits = [
-                split
-                for table in some
-                for split in tables.splits_of(table, args.repetitions, args.noise, args.seed)
-            ]
-            found = run(splits, len(some) * list(range(folds)))
-            for i, table in enumerate(some):
-                means = {
-                    name: np.mean(of_folds[i * folds : (i + 1) * folds], axis=0)
-                    for name, of_folds in found.items()
+        missing = tables.lacking(chosen, METHODS, tables.RECIPE, args, done)
+        for table, found in tables.run_together(missing, args, run):
+            lines = [
+                {
+                    **tables.settings_of(table, args, tables.RECIPE),
+                    "method": name,
+                    "curve": np.mean(of_folds, axis=0).round(4).tolist(),
+                    "versions": tables.versions(),
                 }
-                lines = [
-                    {
-                        **settings[table.name],
-                        "method": name,
-                        "curve": of_method.round(4).tolist(),
-                        "versions": tables.versions(),
-                    }
-                    for name, of_method in means.items()
-                ]
-                tables.append(lines, args.output)
+                for name, of_folds in found.items()
+            ]
+            tables.append(lines, args.output)
 
 
 def read_curves(paths):
     """Returns, for each rate of wrong labels, `{method: curves (sources, offsets)}`."""
     lines = [line for path in paths for line in long_tailed_cifar.read_results(path)]
     tables_report.check_one_run(lines)
-    # Of a table that was run again the last line counts.
-    of_tables = defaultdict(lambda: defaultdict(dict))
+    of_noise = defaultdict(list)
     for line in lines:
-        of_tables[line["noise"]][line["source"], line["table"]][line["method"]] = line["curve"]
+        scores = dict(zip(KEYS, line["curve"], strict=True))
+        of_noise[line["noise"]].append(line | {"scores": scores})
     found = {}
-    for noise, of_noise in sorted(of_tables.items()):
-        short = [
-            table for (_, table), of_method in of_noise.items() if len(of_method) < len(METHODS)
-        ]
+    for noise, of_rate in sorted(of_noise.items()):
+        scores = tables_report.Scores(of_rate)
+        short = [table for table in scores.tables if scores.of[table].keys() < METHODS.keys()]
         if short:
             raise ValueError(
                 f"Each table must have all methods; run again. Received: part of {short}"
             )
-        sources = sorted({source for source, _ in of_noise})
-        found[noise] = {
-            name: np.array(
-                [
-                    np.mean(
-                        [of[name] for (source, _), of in of_noise.items() if source == s], axis=0
-                    )
-                    for s in sources
-                ]
-            )
-            for name in METHODS
-        }
+        of_offsets = [scores.by_source(scores.values(METHODS, key)) for key in KEYS]
+        found[noise] = dict(zip(METHODS, np.transpose(of_offsets, (2, 1, 0)), strict=True))
     return found
 
 
@@ -205,12 +171,7 @@ def draw(curves, path):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    tables.add_arguments(parser)
-    output = pathlib.Path("results/table_offsets.jsonl")
-    parser.add_argument("--output", type=pathlib.Path, default=output)
+    parser = tables.argument_parser(__doc__, "table_offsets.jsonl")
     parser.add_argument("--picture", type=pathlib.Path, help="file of the report's picture")
     args = parser.parse_args(argv)
     tables.check_arguments(parser, args)

@@ -226,6 +226,15 @@ def binary_tables(folder):
     return [t for t in tables if len(c := np.bincount(t.y)) == 2 and c.min() >= MIN_COUNT]
 
 
+def chosen_tables(folder=None, tuning=False):
+    """Returns the binary tables, those that choose the recipe or all others."""
+    return [
+        table
+        for table in binary_tables(folder or data_folder())
+        if (table.source in tables_report.TUNING_SOURCES) == tuning
+    ]
+
+
 def splits_of(table, repetitions, noise=0.0, seed=0):
     """Returns the `Split`s: both folds of the first repetition, then of the second...
 
@@ -416,7 +425,7 @@ def score_calibrated(y, logits, before, loss, rate, seed):
     }
 
 
-def run_networks(splits, names, recipe, seeds, calibrate):
+def run_networks(splits, seeds, names, recipe, calibrate):
     """Returns the scores of each split, of each method."""
     methods = {name: METHODS[name] for name in names}
     logits = np.swapaxes(train(splits, methods, recipe, seeds)[..., 0], 1, 2)
@@ -498,36 +507,51 @@ def key_of(settings, method):
     return json.dumps([settings[name] for name in SETTINGS] + [method])
 
 
+def lacking(tables, names, recipe, args, done):
+    """Returns the tables that have no result of some of the methods."""
+    settings = [settings_of(table, args, recipe) for table in tables]
+    return [
+        table
+        for table, of in zip(tables, settings, strict=True)
+        if any(key_of(of, name) not in done for name in names)
+    ]
+
+
+def run_together(tables, args, run_splits):
+    """Yields each table and what `run_splits(splits, seeds)` found, `{method: [of each fold]}`.
+
+    The networks of some tables, of about as many columns, are one program.
+    """
+    narrow_first = sorted(tables, key=lambda table: table.x.shape[1])
+    seeds = list(range(2 * args.repetitions))
+    for first in range(0, len(narrow_first), TOGETHER):
+        some = narrow_first[first : first + TOGETHER]
+        splits = [
+            split
+            for table in some
+            for split in splits_of(table, args.repetitions, args.noise, args.seed)
+        ]
+        found = run_splits(splits, len(some) * seeds)
+        for i, table in enumerate(some):
+            own = slice(i * len(seeds), (i + 1) * len(seeds))
+            yield table, {name: of_folds[own] for name, of_folds in found.items()}
+
+
 def run_all(tables, recipes, args):
     """Runs what has no results yet, and writes the lines of each table as it ends."""
     lines = long_tailed_cifar.resume(args.output)
     done = {key_of(line, line["method"]) for line in lines}
     for recipe in recipes:
-        networks = [name for name, method in METHODS.items() if method.noise or not args.noise]
+        names = [name for name, method in METHODS.items() if method.noise or not args.noise]
         models = [] if args.noise or args.tune else list(MODELS)
-        missing = {
-            kind: [
-                table
-                for table in tables
-                if any(key_of(settings_of(table, args, recipe), name) not in done for name in names)
-            ]
-            for kind, names in (("networks", networks), ("models", models))
-        }
-        # Tables of about as many columns together.
-        narrow_first = sorted(missing["networks"], key=lambda table: table.x.shape[1])
-        for first in range(0, len(narrow_first), TOGETHER):
-            some, splits, seeds = narrow_first[first : first + TOGETHER], [], []
-            for table in some:
-                splits += splits_of(table, args.repetitions, args.noise, args.seed)
-                seeds += range(2 * args.repetitions)
-            found = run_networks(splits, networks, recipe, seeds, calibrate=bool(models))
-            for i, table in enumerate(some):
-                own = slice(2 * args.repetitions * i, 2 * args.repetitions * (i + 1))
-                append(
-                    [line_of(table, name, found[name][own], args, recipe) for name in networks],
-                    args.output,
-                )
-        for table in missing["models"]:
+        networks = functools.partial(
+            run_networks, names=names, recipe=recipe, calibrate=bool(models)
+        )
+        missing = lacking(tables, names, recipe, args, done)
+        for table, found in run_together(missing, args, networks):
+            lines = [line_of(table, name, found[name], args, recipe) for name in names]
+            append(lines, args.output)
+        for table in lacking(tables, models, recipe, args, done):
             splits = splits_of(table, args.repetitions, args.noise, args.seed)
             append(
                 [line_of(table, name, run_model(name, splits), args, recipe) for name in models],
@@ -555,12 +579,17 @@ def write_means(paths, output):
     output.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
-def add_arguments(parser):
-    """Adds what every benchmark on tables takes."""
+def argument_parser(description, output):
+    """Returns a parser of what every benchmark on tables takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results") / output)
     parser.add_argument("--repetitions", type=int, default=5, help="of two-fold cross-validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=pathlib.Path, help=f"folder of tables; default: {DATA}")
     parser.add_argument("--report", type=pathlib.Path, nargs="+", help="only print these results")
+    return parser
 
 
 def check_arguments(parser, args):
@@ -571,13 +600,9 @@ def check_arguments(parser, args):
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
+    parser = argument_parser(__doc__, "tables.jsonl")
     parser.add_argument("--tune", action="store_true", help="compare recipes on the ten tables")
     parser.add_argument("--noise", type=float, default=0.0, help="fraction of wrong train labels")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/tables.jsonl"))
     parser.add_argument("--means", type=pathlib.Path, help="only write the means of --report here")
     parser.add_argument("--picture", type=pathlib.Path, help="file of the report's picture")
     args = parser.parse_args(argv)
@@ -594,9 +619,7 @@ def main(argv=None):
     elif args.report:
         tables_report.report(args.report, args.picture)
     else:
-        tables = binary_tables(args.data or data_folder())
-        of_tuning = tables_report.TUNING_SOURCES
-        tables = [table for table in tables if (table.source in of_tuning) == args.tune]
+        tables = chosen_tables(args.data, tuning=args.tune)
         run_all(tables, RECIPES if args.tune else [RECIPE], args)
 
 
