@@ -47,10 +47,19 @@ def test_labels():
     assert found[f"`label_smoothing={labels.SMOOTHING}`"]["majority class"] > 0.9
 
 
+def printed_sections(capsys):
+    return [part.strip() for part in re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]]
+
+
 def report_sections(capsys, *paths):
     accuracy_report.report(paths)
-    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
-    return [section.strip() for section in sections]
+    return printed_sections(capsys)
+
+
+def report_tables(capsys, *names, **options):
+    """Returns the tables of a report by their titles."""
+    accuracy_report.report([RESULTS / f"{name}.jsonl" for name in names], **options)
+    return dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
 
 
 def test_accuracy(capsys):
@@ -75,25 +84,20 @@ Q = ("logit_adjusted", "gla_q0.5_tau1", "gla_q0.7_tau1", "gla_q0.9_tau1")
 
 
 def test_wrong_labels(capsys):
-    accuracy_report.report([RESULTS / "noise_digits.jsonl"], candidates=Q)
-    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    sections = report_tables(capsys, "noise_digits", candidates=Q)
     assert sections["Summary"] in BENCHMARKS
     assert sections["Differences"] in BENCHMARKS
     assert sections["Choices of the hold-outs"] in BENCHMARKS
-    accuracy_report.report([RESULTS / "noise_halves_digits.jsonl"])
-    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    sections = report_tables(capsys, "noise_halves_digits")
     assert sections["Summary"] in BENCHMARKS
     assert sections["Differences"] in BENCHMARKS
-    accuracy_report.report([RESULTS / "noise_cifar10.jsonl"])
-    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    sections = report_tables(capsys, "noise_cifar10")
     for name in ("Summary", "Probabilities in a known mix", "Probabilities in changed mixes"):
         assert sections[name] in BENCHMARKS
-    accuracy_report.report([RESULTS / "noise_cifar100.jsonl"])
-    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    sections = report_tables(capsys, "noise_cifar100")
     assert sections["Summary"] in BENCHMARKS
     names = ("digits", "halves_digits", "cifar10", "cifar100")
-    accuracy_report.report([RESULTS / f"noise_{name}.jsonl" for name in names])
-    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    sections = report_tables(capsys, *(f"noise_{name}" for name in names))
     assert sections["Offsets in hindsight"] in BENCHMARKS
     pairs = memorisation.pairs_of(memorisation.RESULTS)
     memorisation.report(pairs, memorisation.pairs_of_tables(memorisation.TABLES))
@@ -110,24 +114,19 @@ def test_estimated_rate_of_wrong_labels(capsys):
 
 
 def test_decisions(capsys):
-    for name in ("offsets_digits.jsonl", "mixes_cifar10.jsonl"):
-        accuracy_report.report([RESULTS / name])
-        (decisions,) = re.findall(r"### Decisions\n\n((?:\|.*\n)+)", capsys.readouterr().out)
-        assert decisions in BENCHMARKS
+    for name in ("offsets_digits", "mixes_cifar10"):
+        assert report_tables(capsys, name)["Decisions"] in BENCHMARKS
 
 
 def test_probabilities(capsys):
-    accuracy_report.report([RESULTS / "mixes_cifar10.jsonl"])
-    sections = dict(re.findall(r"### (.*)\n\n((?:\|.*\n)+)", capsys.readouterr().out))
+    sections = report_tables(capsys, "mixes_cifar10")
     assert sections["Probabilities in a known mix"] in BENCHMARKS
     assert sections["Probabilities in changed mixes"] in BENCHMARKS
 
 
 def test_summaries(capsys):
     for name in ("scale_cifar10", "bfloat16_digits", "tensorflow_digits", "jax_digits"):
-        accuracy_report.report([RESULTS / f"{name}.jsonl"])
-        (summary,) = re.findall(r"### Summary\n\n((?:\|.*\n)+)", capsys.readouterr().out)
-        assert summary in BENCHMARKS
+        assert report_tables(capsys, name)["Summary"] in BENCHMARKS
 
 
 def cells(table):
@@ -172,28 +171,28 @@ def test_consistency():
 
 def test_tables(capsys):
     tables_report.report(sorted(RESULTS.glob("tables*.jsonl")))
-    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    sections = printed_sections(capsys)
     assert len(sections) > 3
     for section in sections:
-        assert section.strip() + "\n" in BENCHMARKS
+        assert section + "\n" in BENCHMARKS
     written = re.findall(r"(?m)^### Real tables.*$", BENCHMARKS)
     assert sorted(written) == sorted(section.splitlines()[0] for section in sections)
 
 
 def test_long_tailed_tables(capsys):
     long_tailed_tables.report(sorted(RESULTS.glob("long_tailed_tables*.jsonl")))
-    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    sections = printed_sections(capsys)
     assert len(sections) == 3
     for section in sections:
-        assert section.strip() + "\n" in BENCHMARKS
+        assert section + "\n" in BENCHMARKS
 
 
 def test_offsets_on_tables(capsys):
     table_offsets.report([RESULTS / "table_offsets.jsonl"])
-    sections = re.split(r"(?m)^(?=### )", capsys.readouterr().out)[1:]
+    sections = printed_sections(capsys)
     assert len(sections) == 2
     for section in sections:
-        assert section.strip() + "\n" in BENCHMARKS
+        assert section + "\n" in BENCHMARKS
 
 
 def test_fit_speed(capsys):

@@ -8,7 +8,7 @@ import pytest
 import table_offsets
 import tables
 from table_offsets import BASE, METHODS, OFFSETS, PAIRS
-from test_tables import write_table
+from test_tables import write_tables
 
 from keras_balanced import BinaryGLALoss, GLALoss
 
@@ -37,6 +37,10 @@ def test_an_offset_is_a_mix_to_decide_for(rng):
     target = rate**q / (rate**q + (1 - rate) ** q)
     found = np.asarray(BinaryGLALoss(rate).posterior(logits[:, :1], target_priors=target)) > 0.5
     assert (found == (logits[:, :1] > -q * np.log(rate / (1 - rate)))).all()
+    # The loss that trains towards it has the same target, and no q.
+    loss = table_offsets.towards(np.array([rate]))
+    np.testing.assert_allclose(loss.get_config()["target_priors"], [target])
+    assert loss.get_config()["q"] == 0
 
 
 def line(table, source, method, best, noise=0.2, **settings):
@@ -101,11 +105,7 @@ def test_report_by_hand(tmp_path, capsys):
 def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     monkeypatch.setattr(tables, "RECIPE", tables.Recipe(steps=100, hidden=8, batch_size=16))
     monkeypatch.setattr(table_offsets, "NOISES", (0.0, 0.3))
-    for name in ("ecoli1", "ecoli2", "pima", "wisconsin"):
-        write_table(tmp_path / f"{name}.dat", rng)
-    write_table(tmp_path / "glass0.dat", rng)  # Left for tuning.
-    output = tmp_path / "results.jsonl"
-    arguments = ["--data", str(tmp_path), "--output", str(output), "--repetitions", "1"]
+    output, arguments = write_tables(tmp_path, rng)
     table_offsets.main(arguments)
     lines = [json.loads(text) for text in output.read_text().splitlines()]
     assert len(lines) == 2 * 4 * len(METHODS)

@@ -26,6 +26,16 @@ def write_table(path, rng, counts=(60, 24), names=("negative", " positive")):
     path.write_text("\n".join(rng.permutation(lines)) + "\n")
 
 
+def write_tables(folder, rng):
+    """Writes four tables of three sources and one for tuning; returns where a run writes, and its
+    arguments.
+    """
+    for name in ("ecoli1", "ecoli2", "pima", "wisconsin", "glass0"):
+        write_table(folder / f"{name}.dat", rng)
+    output = folder / "results.jsonl"
+    return output, ["--data", str(folder), "--output", str(output), "--repetitions", "1"]
+
+
 def binary_table(num=100, ratio=4):
     y = (np.arange(num) % (ratio + 1) == 0).astype("int64")
     return tables.Table("glass0", np.stack([np.arange(num), y], axis=1) * 1.0, y, 2)
@@ -237,11 +247,7 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
     some = ("ce", "logit_adjusted", "gla_q0.7_tau1", "gca")
     monkeypatch.setattr(tables, "METHODS", {name: tables.METHODS[name] for name in some})
     monkeypatch.delitem(tables.MODELS, "balanced_forest")
-    for name in ("ecoli1", "ecoli2", "pima", "wisconsin"):
-        write_table(tmp_path / f"{name}.dat", rng)
-    write_table(tmp_path / "glass0.dat", rng)  # Left for tuning.
-    output = tmp_path / "results.jsonl"
-    arguments = ["--data", str(tmp_path), "--output", str(output), "--repetitions", "1"]
+    output, arguments = write_tables(tmp_path, rng)
     tables.main(arguments)
     lines = [json.loads(text) for text in output.read_text().splitlines()]
     assert {found["table"] for found in lines} == {"ecoli1", "ecoli2", "pima", "wisconsin"}
