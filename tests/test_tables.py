@@ -293,6 +293,27 @@ def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
         tables.main(["--report", str(output)])
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "values", "names"),
+    [
+        ("pima", "repetitions", (1, 5), "seed and repetitions and recipe"),
+        ("pima", "recipe", ({"steps": 1}, {"steps": 2}), "seed and repetitions and recipe"),
+        ("glass", "seed", (0, 1), "seed and repetitions"),  # Its recipes are compared.
+    ],
+)
+def test_results_of_two_runs_are_not_mixed(source, name, values, names, tmp_path):
+    run = {"seed": 0, "repetitions": 5, "recipe": {"steps": 1}, "noise": 0.0}
+    # A report compares rates of wrong labels, which no recipe was chosen on.
+    rates = (0.0, 0.0) if source == "glass" else (0.0, 0.2)
+    path = tmp_path / "results.jsonl"
+    with path.open("w") as file:
+        for value, noise in zip(values, rates, strict=True):
+            found = line(source, source, "ce", 0.5) | run | {name: value, "noise": noise}
+            file.write(json.dumps(found) + "\n")
+    with pytest.raises(ValueError, match=f"must be of one {names}. Received"):
+        tables_report.report([path])
+
+
 def test_arguments(capsys):
     for arguments, message in (
         (["--noise", "1"], "`noise` must be in [0, 1)"),
