@@ -6,6 +6,9 @@ Images per second of the train step alone, on one batch that stays, and of the w
 its shuffling, cropping and flipping; some epochs of each in turns, in one process, on TensorFlow or
 JAX; on a CPU with one thread, as each worker of `accuracy.py` has on two cores. The images are
 noise: nothing but their number and size matters.
+
+With `--networks`, on JAX, also of the step of so many networks in one program: it makes more where
+the device is not busy with one.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from keras_balanced import datasets
 CASES = {"quick": (124, 50, 1), "cpu": (5000, 100, 3), "paper": (5000, 100, 3)}
 
 
-def measure(name, rounds, images_a_turn, dtype):
+def measure(name, rounds, images_a_turn, dtype, networks=None):
     recipe = accuracy.PROTOCOLS[name]
     max_count, ratio, channels = CASES[name]
     y = np.repeat(np.arange(10), datasets.long_tail_counts(10, max_count, ratio))
@@ -36,30 +39,33 @@ def measure(name, rounds, images_a_turn, dtype):
     method = accuracy.METHODS["ce"]
     model = accuracy.build(method, x, y, recipe.l2[0], recipe)
     optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
-    turns = on_jax if keras.backend.backend() == "jax" else on_tensorflow
     epochs = max(1, round(images_a_turn / len(y)))
     steps = -(-len(y) // recipe.batch_size)
-    fit, step = turns(model, optimizer, method.loss([1] * 10), x, y, recipe, steps, epochs)
-    speeds = {"step": [], "fit": []}
+    training = (model, optimizer, method.loss([1] * 10), x, y, recipe, steps, epochs)
+    images = {"step": steps * recipe.batch_size, "fit": len(y)}
+    if keras.backend.backend() == "jax":
+        turns = on_jax(*training, networks)
+        images["networks"] = steps * recipe.batch_size * (networks or 0)
+    else:
+        turns = on_tensorflow(*training)
+    speeds = {key: [] for key in turns}
     for turn in range(rounds + 1):
-        for key, train, images in (
-            ("step", step, steps * recipe.batch_size),
-            ("fit", fit, len(y)),
-        ):
+        for key, train in turns.items():
             start = time.perf_counter()
             train()
             if turn:  # The first compiles.
-                speeds[key].append(epochs * images / (time.perf_counter() - start))
-    return {
+                speeds[key].append(epochs * images[key] / (time.perf_counter() - start))
+    case = {
         "protocol": name,
         "dtype": dtype,
         "images_per_second": speeds,
         "ratio": [fit / step for fit, step in zip(speeds["fit"], speeds["step"], strict=True)],
     }
+    return case if networks is None else {**case, "networks": networks}
 
 
 def on_tensorflow(model, optimizer, loss, x, y, recipe, steps, epochs):
-    """Returns functions that train for some epochs, and for as many steps on one batch."""
+    """Returns functions that train for as many steps on one batch, and for some epochs."""
     import tensorflow as tf
 
     batches = accuracy.long_tailed_cifar.Batches(x, y, recipe.batch_size, recipe.augment, seed=0)
@@ -70,31 +76,43 @@ def on_tensorflow(model, optimizer, loss, x, y, recipe, steps, epochs):
     def fit(data):
         model.fit(data, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=0)
 
-    return lambda: fit(stream), lambda: fit(batch)
+    return {"step": lambda: fit(batch), "fit": lambda: fit(stream)}
 
 
-def on_jax(model, optimizer, loss, x, y, recipe, steps, epochs):
-    """Returns functions that train for some epochs, and for as many steps on one batch."""
+def on_jax(model, optimizer, loss, x, y, recipe, steps, epochs, networks=None):
+    """Returns functions that train for as many steps on one batch, and for some epochs.
+
+    And, with `networks`, so many at once for as many steps on a batch of each.
+    """
     import device_loop
     import jax
 
     loop = device_loop.Loop(model, optimizer, loss, (x, y), recipe.batch_size, recipe.augment)
-    images, labels = (jax.numpy.asarray(part[: recipe.batch_size]) for part in (x, y))
+    batch = tuple(jax.numpy.asarray(part[: recipe.batch_size]) for part in (x, y))
 
-    @jax.jit
-    def on_one_batch(state, images, labels):
-        def step(state, _):
-            return loop.step(state, images, labels), None
+    def copies(tree):
+        return jax.tree.map(lambda value: jax.numpy.stack([value] * networks), tree)
 
-        return jax.lax.scan(step, state, length=steps)[0]
+    def on_one_batch(step, state, batch):
+        @jax.jit
+        def epoch(state, batch):
+            return jax.lax.fori_loop(0, steps, lambda _, state: step(state, *batch), state)
 
-    def alone():
-        state = loop.state()
-        for _ in range(epochs):
-            state = on_one_batch(state, images, labels)
-        jax.block_until_ready(state)
+        def train():
+            trained = state
+            for _ in range(epochs):
+                trained = epoch(trained, batch)
+            jax.block_until_ready(trained)
 
-    return lambda: loop.run(range(epochs), lambda epoch: recipe.learning_rate), alone
+        return train
+
+    turns = {
+        "step": on_one_batch(loop.step, loop.state(), batch),
+        "fit": lambda: loop.run(range(epochs), lambda epoch: recipe.learning_rate),
+    }
+    if networks is not None:
+        turns["networks"] = on_one_batch(jax.vmap(loop.step), copies(loop.state()), copies(batch))
+    return turns
 
 
 def main(argv=None):
@@ -103,11 +121,15 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--images", type=int, default=5000, help="about so many a turn")
     parser.add_argument("--dtype", choices=["float32", "mixed_bfloat16"], default="float32")
+    parser.add_argument("--networks", type=int, help="also the step of so many at once, on JAX")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     args = parser.parse_args(argv)
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    cases = [measure(name, args.rounds, args.images, args.dtype) for name in args.protocols]
+    if args.networks is not None and (args.networks < 1 or keras.backend.backend() != "jax"):
+        parser.error(f"`networks` must be at least 1, on JAX. Received: {args.networks}")
+    options = (args.rounds, args.images, args.dtype, args.networks)
+    cases = [measure(name, *options) for name in args.protocols]
     versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
     devices = keras.distribution.list_devices()
     result = {"versions": versions, "python": platform.python_version()}
@@ -118,14 +140,17 @@ def main(argv=None):
 
 
 def print_table(cases):
-    print("| protocol | step, images/s | fit, images/s | fit / step | range |")
-    print("|---|---|---|---|---|")
+    networks = cases[0].get("networks")
+    several = f" step of {networks} networks, images/s |" if networks else ""
+    print(f"| protocol | step, images/s | fit, images/s | fit / step | range |{several}")
+    print("|---|---|---|---|---|" + bool(several) * "---|")
     for case in cases:
-        step, fit = (statistics.median(case["images_per_second"][key]) for key in ("step", "fit"))
+        speeds = {key: statistics.median(of) for key, of in case["images_per_second"].items()}
         ratio = case["ratio"]
         print(
-            f"| {case['protocol']} | {step:.0f} | {fit:.0f} | {statistics.median(ratio):.2f} "
-            f"| {min(ratio):.2f} to {max(ratio):.2f} |"
+            f"| {case['protocol']} | {speeds['step']:.0f} | {speeds['fit']:.0f} "
+            f"| {statistics.median(ratio):.2f} | {min(ratio):.2f} to {max(ratio):.2f} |"
+            + (f" {speeds['networks']:.0f} |" if several else "")
         )
 
 

@@ -11,6 +11,7 @@ if keras.backend.backend() != "jax":
     pytest.skip("runs with KERAS_BACKEND=jax", allow_module_level=True)
 
 import device_loop
+import fit_speed
 import jax
 
 from keras_balanced import GLALoss
@@ -116,3 +117,21 @@ def test_trains_and_resumes_without_tensorflow(tmp_path, rng):
     assert {run["settings"]["dataset"] for run in runs} == {"digits"}
     assert runs[0]["result"]["class_counts"] == [20, 14, 10]
     assert np.mean(runs[0]["result"]["recalls"]) > 0.6
+
+
+def test_speed_of_several_networks_in_one_program(tmp_path, capsys):
+    output = tmp_path / "speed.json"
+    arguments = ["--protocols", "quick", "--rounds", "1", "--images", "1", "--networks", "2"]
+    fit_speed.main([*arguments, "--output", str(output)])
+    (case,) = json.loads(output.read_text())["cases"]
+    assert case["networks"] == 2
+    assert min(case["images_per_second"]["networks"]) > 0
+    title, _, row = capsys.readouterr().out.splitlines()
+    assert title.endswith(" step of 2 networks, images/s |")
+    assert row.count("|") == title.count("|")
+
+
+def test_several_networks_are_one_or_more(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit_speed.main(["--networks", "0", "--output", str(tmp_path / "speed.json")])
+    assert "at least 1, on JAX. Received: 0" in capsys.readouterr().err
