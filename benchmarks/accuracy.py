@@ -8,7 +8,8 @@
 The seeds of the subset, of its label noise and of the training move together. With several `--l2`,
 each loss chooses its own on a stratified hold-out of the tail at the first seed, by the argmax of
 its logits. Then it trains on the whole tail, and its last epoch is tested once. Every training is
-appended to `--output` as a line of JSON as it ends, and a rerun does what is missing.
+appended to `--output` as a line of JSON as it ends, and a rerun does what is missing. On JAX it
+also goes on with the trainings that were cut off.
 
 With `--held-out` every loss also trains on each seed's tail without that hold-out, and the report
 adds which of the losses the hold-out chooses, as a user would choose q, and what that loses:
@@ -21,6 +22,7 @@ On TensorFlow or JAX; on JAX nothing else is needed but images: `--data cifar10.
 import argparse
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -29,6 +31,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -530,9 +533,11 @@ def build(method, x, y, l2, recipe):
     return keras.Sequential([keras.Input(x.shape[1:]), normalization, resnet])
 
 
-def run(job):
-    """Trains and evaluates once; returns the line of the results."""
-    settings, recipe = job
+def run(settings, recipe, folder=None):
+    """Trains and evaluates once; returns the line of the results.
+
+    In `folder` is, on JAX, a backup of the training until it has ended.
+    """
     train, evaluation, true = load(
         *(settings[k] for k in ("dataset", "ratio", "profile", "seed", "held_out")),
         recipe.size,
@@ -548,6 +553,7 @@ def run(job):
     model = build(method, *train, settings["l2"], recipe)
     optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
     first = recipe.epochs if method.then is None else int(SECOND_PHASE * recipe.epochs)
+    backup = backup_of(settings, recipe, folder, model, optimizer)
     start = time.perf_counter()
     for loss_of, epochs in (
         (method.loss, range(first)),
@@ -555,8 +561,8 @@ def run(job):
     ):
         if epochs:
             loss = loss_of(counts)
-            fit(model, optimizer, loss, train, epochs, method, settings["seed"], recipe)
-    seconds = time.perf_counter() - start
+            fit(model, optimizer, loss, train, epochs, method, settings["seed"], recipe, backup)
+    seconds = time.perf_counter() - start if backup is None else backup.seconds()
     logits = predict(model, evaluation[0])
     predicted = predict(model, train[0])
     result = {
@@ -573,24 +579,51 @@ def run(job):
         wrong = train[1] != true
         memorised = hits(train[1], predicted)[wrong]
         result["memorised"] = round(float(memorised.mean()), 6) if wrong.any() else None
+    if backup is not None:
+        backup.remove()
     return {
         "settings": settings,
         "recipe": recipe_of(recipe),
         "result": result,
-        "versions": {
-            "keras_balanced": keras_balanced.__version__,
-            "commit": commit(),
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            keras.backend.backend(): sys.modules[keras.backend.backend()].__version__,
-            "accelerated": accelerated(),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 
-def fit(model, optimizer, loss, train, epochs, method, seed, recipe):
+def backup_of(settings, recipe, folder, model, optimizer):
+    """Returns the backup of a training; `None` where there is none."""
+    if folder is None or keras.backend.backend() != "jax":
+        return None
+    import device_loop
+
+    # A training does not go on from other settings, nor in another version.
+    key = json.dumps([key_of(settings, recipe), versions()])
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return device_loop.Backup(folder / f"{name}.npz", title(settings), model, optimizer)
+
+
+def title(settings):
+    """Returns the settings of a training as a line of progress has them."""
+    return (
+        f"{settings['dataset']} {settings['profile']} {settings['ratio']:g} "
+        f"{settings.get('label_noise', '')} seed {settings['seed']} l2 {settings['l2']:g} "
+        f"{settings['loss']}"
+    )
+
+
+def versions():
+    return {
+        "keras_balanced": keras_balanced.__version__,
+        "commit": commit(),
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        keras.backend.backend(): sys.modules[keras.backend.backend()].__version__,
+        "accelerated": accelerated(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def fit(model, optimizer, loss, train, epochs, method, seed, recipe, backup=None):
     """Trains the model for a range of epochs."""
 
     def rate(epoch):
@@ -600,7 +633,7 @@ def fit(model, optimizer, loss, train, epochs, method, seed, recipe):
         import device_loop
 
         options = (recipe.batch_size, recipe.augment, method.oversample, seed)
-        device_loop.Loop(model, optimizer, loss, train, *options).run(epochs, rate)
+        device_loop.Loop(model, optimizer, loss, train, *options).run(epochs, rate, backup)
         return
     # Anew for the second phase: how far Keras has read ahead is chance.
     kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
@@ -671,7 +704,7 @@ def recalls(y, scores):
     return [round(h / n, 6) if n else None for h, n in zip(right, of, strict=True)]
 
 
-def train_all(missing, recipe, workers):
+def train_all(missing, recipe, workers, folder):
     """Yields the settings and the future of each training, as they end.
 
     Each portion has new processes: TensorFlow keeps memory of every training, and a pool that
@@ -681,11 +714,21 @@ def train_all(missing, recipe, workers):
     spawn = multiprocessing.get_context("spawn")
     portion = workers * TRAININGS_OF_A_PROCESS
     for first in range(0, len(missing), portion):
-        with futures.ProcessPoolExecutor(workers, spawn) as pool:
+        with futures.ProcessPoolExecutor(workers, spawn, end_with_parent) as pool:
             some = missing[first : first + portion]
-            work = {pool.submit(run, (settings, recipe)): settings for settings in some}
+            work = {pool.submit(run, settings, recipe, folder): settings for settings in some}
             for job in futures.as_completed(work):
                 yield work[job], job
+
+
+def end_with_parent():
+    """Ends this process when the one that started it is gone, killed too."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run_all(jobs, recipe, results, output, workers):
@@ -699,7 +742,8 @@ def run_all(jobs, recipe, results, output, workers):
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     start = time.perf_counter()
     errors = []
-    for done, (settings, job) in enumerate(train_all(missing, recipe, workers), 1):
+    backups = output.with_suffix(".unfinished")
+    for done, (settings, job) in enumerate(train_all(missing, recipe, workers, backups), 1):
         if error := job.exception():
             errors.append(error)
             print(f"{done}/{len(missing)} failed: {settings}: {error!r}", flush=True)
@@ -711,10 +755,7 @@ def run_all(jobs, recipe, results, output, workers):
         results[key_of(settings, recipe)] = result
         passed = time.perf_counter() - start
         print(
-            f"{done}/{len(missing)} {passed / 60:.1f} min  {settings['dataset']} "
-            f"{settings['profile']} {settings['ratio']:g} {settings.get('label_noise', '')} "
-            f"seed {settings['seed']} "
-            f"l2 {settings['l2']:g} {settings['loss']}: "
+            f"{done}/{len(missing)} {passed / 60:.1f} min  {title(settings)}: "
             f"{100 * np.mean(accuracy_report.known(result['recalls'])):.1f} "
             f"{100 * np.mean(accuracy_report.known(result['recalls_of_posterior'])):.1f}",
             flush=True,

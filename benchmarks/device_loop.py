@@ -2,11 +2,18 @@
 
 `fit` feeds a device batch by batch from the host, where a small model waits for its images. Here
 the images are on the device, shuffling, cropping and flipping are part of the program, and the
-steps of an epoch are a scan. The state is Keras's: variables of the model and of the optimizer.
+steps of an epoch are a scan. The state is Keras's: variables of the model and of the optimizer. A
+long training leaves a backup, and goes on from it as if it had never been cut off.
 """
 
+import os
+import time
+
 import jax
+import numpy as np
 from jax import numpy as jnp
+
+SECONDS_BETWEEN_BACKUPS = 60
 
 
 def step_of(model, optimizer, loss):
@@ -68,6 +75,49 @@ def epoch_of(step, batch_size, side, augment):
     return epoch
 
 
+def parts_of(model, optimizer):
+    """Returns the variables: trained, not trained, and the optimizer's."""
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    return model.trainable_variables, model.non_trainable_variables, optimizer.variables
+
+
+class Backup:
+    """The state of a training in a file, read at the start and written about once a minute."""
+
+    def __init__(self, path, title, model, optimizer):
+        self.path, self.title = path, title
+        self.variables = [variable for part in parts_of(model, optimizer) for variable in part]
+        self.epoch, earlier = 0, 0.0
+        if path.exists():
+            with np.load(path) as file:
+                self.epoch, earlier = int(file["epoch"]), float(file["seconds"])
+                for i, variable in enumerate(self.variables):
+                    variable.assign(file[f"arr_{i}"])
+        self.saved = time.perf_counter()
+        self.start = self.saved - earlier
+
+    def seconds(self):
+        """Returns how long the training has taken, in all its runs."""
+        return time.perf_counter() - self.start
+
+    def save_if_due(self, epoch):
+        """Writes the state after so many epochs, if the last backup is old."""
+        if time.perf_counter() - self.saved < SECONDS_BETWEEN_BACKUPS:
+            return
+        values = [np.asarray(variable.value) for variable in self.variables]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez(file, *values, epoch=epoch, seconds=self.seconds())
+        os.replace(part, self.path)
+        self.saved = time.perf_counter()
+        print(f"{self.title}: {epoch} epochs in {self.seconds() / 60:.1f} min", flush=True)
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)
+
+
 class Loop:
     """Epochs of one model, optimizer, loss and data."""
 
@@ -81,22 +131,24 @@ class Loop:
         if oversample:
             self.odds = 1 / jnp.bincount(self.y)[self.y]
             self.odds /= self.odds.sum()
-        if not optimizer.built:
-            optimizer.build(model.trainable_variables)
-        self.parts = model.trainable_variables, model.non_trainable_variables, optimizer.variables
+        self.parts = parts_of(model, optimizer)
         self.step = step_of(model, optimizer, loss)
         self.epoch = epoch_of(self.step, batch_size, side, augment)
 
     def state(self):
         return tuple([variable.value for variable in part] for part in self.parts)
 
-    def run(self, epochs, rate):
-        """Trains for `epochs`, a range, with the learning rate `rate(epoch)`."""
+    def run(self, epochs, rate, backup=None):
+        """Trains for those of `epochs` that the backup has not, at the rates `rate(epoch)`."""
         for epoch in epochs:
+            if backup is not None and epoch < backup.epoch:
+                continue
             self.optimizer.learning_rate = rate(epoch)
             key = jax.random.fold_in(self.key, epoch)
             state = self.epoch(self.state(), self.x, self.y, self.odds, key)
             for part, values in zip(self.parts, state, strict=True):
                 for variable, value in zip(part, values, strict=True):
                     variable.assign(value)
-        jax.block_until_ready(self.state())
+            jax.block_until_ready(state)
+            if backup is not None:
+                backup.save_if_due(epoch + 1)

@@ -225,7 +225,7 @@ def test_the_second_phase_does_not_depend_on_what_keras_read_ahead():
     recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=2)
     settings = {"seed": 0, "dataset": "digits", "profile": "exponential", "ratio": 50.0}
     settings |= {"loss": "gca_consistent_deferred", "l2": 5e-4, "held_out": 0.0}
-    once, again = (accuracy.run((settings, recipe))["result"] for _ in range(2))
+    once, again = (accuracy.run(settings, recipe)["result"] for _ in range(2))
     assert once["recalls"] == again["recalls"]
     assert once["train_recalls"] == again["train_recalls"]
 
@@ -253,7 +253,7 @@ def trained(monkeypatch):
         phases.clear()
         recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=5, warmup_epochs=2)
         settings = {"seed": 0, "dataset": "digits", "profile": "exponential", "ratio": ratio}
-        line = accuracy.run(({**settings, "loss": name, "l2": l2, "held_out": 0.0}, recipe))
+        line = accuracy.run({**settings, "loss": name, "l2": l2, "held_out": 0.0}, recipe)
         return line["result"], phases
 
     return run

@@ -1,6 +1,7 @@
 """The loop on JAX of the accuracy benchmark, where JAX, Keras and NumPy are all that is needed."""
 
 import json
+import time
 
 import keras
 import numpy as np
@@ -48,6 +49,49 @@ def test_a_full_batch_trains_as_fit_does(rng):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-5, err_msg=a.path)
 
 
+class CutOffError(Exception):
+    pass
+
+
+def test_a_training_that_was_cut_off_goes_on_the_same(tmp_path, rng, monkeypatch, capsys):
+    monkeypatch.setattr(device_loop, "SECONDS_BETWEEN_BACKUPS", 0)
+    x, y = rng.integers(0, 256, (12, 8, 8, 1), "uint8"), np.repeat([0, 1], COUNTS)
+    phases = (GLALoss(COUNTS), range(4)), (GLALoss(COUNTS, q=0.3), range(4, 6))
+
+    def train(path, cut_off=None):
+        model, optimizer = build()
+        backup = device_loop.Backup(path, "a training", model, optimizer)
+        seen = []
+
+        def rate(epoch):
+            if epoch == cut_off:
+                raise CutOffError
+            seen.append(epoch)
+            return 0.1 / (1 + epoch)
+
+        for loss, epochs in phases:
+            device_loop.Loop(model, optimizer, loss, (x, y), 5, augment=True).run(
+                epochs, rate, backup
+            )
+        return seen, [weight.numpy() for weight in model.weights], backup
+
+    seen, wanted, _ = train(tmp_path / "whole.npz")
+    assert seen == [0, 1, 2, 3, 4, 5]
+    path = tmp_path / "backups" / "cut.npz"
+    for cut_off in (2, 5):  # In either phase.
+        with pytest.raises(CutOffError):
+            train(path, cut_off)
+    before = time.perf_counter()
+    seen, found, backup = train(path)
+    assert seen == [5]
+    assert backup.seconds() > time.perf_counter() - before
+    for a, b in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "a training: 6 epochs in" in capsys.readouterr().out
+    backup.remove()
+    assert not any(path.parent.iterdir())
+
+
 def order_of(count, batch_size, odds=None):
     """Returns the images that each step of an epoch saw."""
 
@@ -91,15 +135,55 @@ def test_crops_are_parts_of_the_padded_images(rng):
     assert {top for top, *_ in found} == {left for _, left, _ in found} == {0, 1, 2}
 
 
-@pytest.mark.slow
-def test_trains_and_resumes_without_tensorflow(tmp_path, rng):
+@pytest.fixture
+def images(tmp_path, rng):
+    """Returns a file of images of three classes."""
     y = np.repeat(np.arange(3), 20)
     x = (60 * y[:, None, None, None] + rng.integers(0, 60, (60, 8, 8, 1))).astype("uint8")
     np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    return tmp_path / "digits.npz"
+
+
+# Every process, a worker too, imports it.
+EAGER_BACKUPS = """
+import device_loop
+device_loop.SECONDS_BETWEEN_BACKUPS = 0
+import accuracy
+if __name__ == "__main__":
+    accuracy.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_ends_the_workers_and_loses_no_training(tmp_path, images):
+    script, output = tmp_path / "eager.py", tmp_path / "runs.jsonl"
+    script.write_text(EAGER_BACKUPS)
+    arguments = [script, "--data", images, "--ratios", "2", "--epochs", "30", "--seeds", "0"]
+    arguments += ["--losses", "ldam_drw", "--workers", "1", "--output"]
+    path = {"PYTHONPATH": f"{processes.ROOT}/benchmarks:{processes.ROOT}", "KERAS_BACKEND": "jax"}
+    process = processes.start(*arguments, output, **path)
+    until = "ldam_drw: 26 epochs in"  # In the second phase.
+    while until not in (line := process.stdout.readline()):
+        assert line, "the training ended"
+    process.kill()
+    # All that the worker writes has an end.
+    process.communicate(timeout=processes.HANG)
+    assert not output.exists() or not output.read_text()
+    assert list((tmp_path / "runs.unfinished").glob("*.npz"))
+    printed = processes.run(*arguments, output, **path)
+    assert until not in printed
+    assert "ldam_drw: 30 epochs in" in printed
+    assert not any((tmp_path / "runs.unfinished").iterdir())
+    (line,) = output.read_text().splitlines()
+    assert np.mean(json.loads(line)["result"]["recalls"]) > 0.6
+
+
+@pytest.mark.slow
+def test_trains_and_resumes_without_tensorflow(tmp_path, images):
     for name in ("tensorflow", "tensorflow_datasets", "sklearn", "matplotlib"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')\n")
     output = tmp_path / "runs.jsonl"
-    arguments = ["benchmarks/accuracy.py", "--data", tmp_path / "digits.npz", "--ratios", "2"]
+    arguments = ["benchmarks/accuracy.py", "--data", images, "--ratios", "2"]
     arguments += ["--epochs", "5", "--losses", "logit_adjusted", "ldam_drw", "--workers", "1"]
     arguments += ["--output", output, "--seeds"]
     path = {"PYTHONPATH": f"{tmp_path}:{processes.ROOT}", "KERAS_BACKEND": "jax"}
