@@ -37,7 +37,7 @@ BASE, LOSS = memorisation.BASE, memorisation.LOSS
 RATES = (0.0, 0.2, 0.4)
 # Ratio, rates and seeds of the images that were trained on.
 IMAGES = (
-    ("digits", 1.0, RATES, range(4)),
+    ("digits", 1.0, RATES, range(8)),
     ("digits", 10.0, RATES, range(8)),
     ("digits", 50.0, RATES, range(8)),
     ("cifar10", 10.0, (0.2, 0.4), range(1)),
