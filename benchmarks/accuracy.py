@@ -63,6 +63,13 @@ SECOND_PHASE = 0.8  # Of the epochs; where LDAM-DRW starts to re-weight.
 OFFSETS = tuple(i / 4 for i in range(-4, 9))  # Times `log prior`, taken off the logits.
 NOISES = ("uniform", "pair", "to_tail", "to_head")
 TRAININGS_OF_A_PROCESS = 50
+SOURCES = hashlib.sha256(
+    b"".join(
+        path.read_bytes()
+        for folder in ("benchmarks", "examples", "keras_balanced")
+        for path in sorted((ROOT / folder).glob("*.py"))
+    )
+).hexdigest()  # As they were imported.
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # Pixels.
 
 
@@ -536,7 +543,7 @@ def build(method, x, y, l2, recipe):
 def run(settings, recipe, folder=None):
     """Trains and evaluates once; returns the line of the results.
 
-    In `folder` is, on JAX, a backup of the training until it has ended.
+    On JAX a backup of the training is kept in `folder`.
     """
     train, evaluation, true = load(
         *(settings[k] for k in ("dataset", "ratio", "profile", "seed", "held_out")),
@@ -579,8 +586,6 @@ def run(settings, recipe, folder=None):
         wrong = train[1] != true
         memorised = hits(train[1], predicted)[wrong]
         result["memorised"] = round(float(memorised.mean()), 6) if wrong.any() else None
-    if backup is not None:
-        backup.remove()
     return {
         "settings": settings,
         "recipe": recipe_of(recipe),
@@ -595,10 +600,15 @@ def backup_of(settings, recipe, folder, model, optimizer):
         return None
     import device_loop
 
-    # A training does not go on from other settings, nor in another version.
-    key = json.dumps([key_of(settings, recipe), versions()])
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return device_loop.Backup(folder / f"{name}.npz", title(settings), model, optimizer)
+    path = backup_path(settings, recipe, folder)
+    return device_loop.Backup(path, title(settings), model, optimizer)
+
+
+def backup_path(settings, recipe, folder):
+    """Returns a file of these settings, libraries and sources: from no other a training goes on."""
+    of = {name: version for name, version in versions().items() if name != "commit"}
+    key = json.dumps([key_of(settings, recipe), of, SOURCES])
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 
 def title(settings):
@@ -742,7 +752,7 @@ def run_all(jobs, recipe, results, output, workers):
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     start = time.perf_counter()
     errors = []
-    backups = output.with_suffix(".unfinished")
+    backups = output.with_name(f"{output.name}.unfinished")
     for done, (settings, job) in enumerate(train_all(missing, recipe, workers, backups), 1):
         if error := job.exception():
             errors.append(error)
@@ -751,6 +761,7 @@ def run_all(jobs, recipe, results, output, workers):
         line = job.result()
         with output.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        backup_path(settings, recipe, backups).unlink(missing_ok=True)
         result = line["result"]
         results[key_of(settings, recipe)] = result
         passed = time.perf_counter() - start
@@ -760,6 +771,8 @@ def run_all(jobs, recipe, results, output, workers):
             f"{100 * np.mean(accuracy_report.known(result['recalls_of_posterior'])):.1f}",
             flush=True,
         )
+    with contextlib.suppress(OSError):
+        backups.rmdir()
     if errors:
         raise RuntimeError(
             f"{len(errors)} of {len(missing)} trainings failed; a rerun tries them again"

@@ -6,8 +6,10 @@ steps of an epoch are a scan. The state is Keras's: variables of the model and o
 long training leaves a backup, and goes on from it as if it had never been cut off.
 """
 
+import contextlib
 import os
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -89,11 +91,13 @@ class Backup:
         self.path, self.title = path, title
         self.variables = [variable for part in parts_of(model, optimizer) for variable in part]
         self.epoch, earlier = 0, 0.0
-        if path.exists():
-            with np.load(path) as file:
+        # A file that a full disk has cut short is as none.
+        with contextlib.suppress(FileNotFoundError, EOFError, zipfile.BadZipFile):
+            with self.path.open("rb") as opened, np.load(opened) as file:
+                values = [file[f"arr_{i}"] for i in range(len(self.variables))]
                 self.epoch, earlier = int(file["epoch"]), float(file["seconds"])
-                for i, variable in enumerate(self.variables):
-                    variable.assign(file[f"arr_{i}"])
+            for variable, value in zip(self.variables, values, strict=True):
+                variable.assign(value)
         self.saved = time.perf_counter()
         self.start = self.saved - earlier
 
@@ -107,15 +111,12 @@ class Backup:
             return
         values = [np.asarray(variable.value) for variable in self.variables]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
+        part = self.path.with_suffix(f".{os.getpid()}")
         with part.open("wb") as file:
             np.savez(file, *values, epoch=epoch, seconds=self.seconds())
         os.replace(part, self.path)
         self.saved = time.perf_counter()
         print(f"{self.title}: {epoch} epochs in {self.seconds() / 60:.1f} min", flush=True)
-
-    def remove(self):
-        self.path.unlink(missing_ok=True)
 
 
 class Loop:

@@ -42,19 +42,17 @@ def measure(name, rounds, images_a_turn, dtype, networks=None):
     epochs = max(1, round(images_a_turn / len(y)))
     steps = -(-len(y) // recipe.batch_size)
     training = (model, optimizer, method.loss([1] * 10), x, y, recipe, steps, epochs)
-    images = {"step": steps * recipe.batch_size, "fit": len(y)}
     if keras.backend.backend() == "jax":
         turns = on_jax(*training, networks)
-        images["networks"] = steps * recipe.batch_size * (networks or 0)
     else:
         turns = on_tensorflow(*training)
     speeds = {key: [] for key in turns}
     for turn in range(rounds + 1):
-        for key, train in turns.items():
+        for key, (images, train) in turns.items():
             start = time.perf_counter()
             train()
             if turn:  # The first compiles.
-                speeds[key].append(epochs * images[key] / (time.perf_counter() - start))
+                speeds[key].append(images / (time.perf_counter() - start))
     case = {
         "protocol": name,
         "dtype": dtype,
@@ -65,7 +63,7 @@ def measure(name, rounds, images_a_turn, dtype, networks=None):
 
 
 def on_tensorflow(model, optimizer, loss, x, y, recipe, steps, epochs):
-    """Returns functions that train for as many steps on one batch, and for some epochs."""
+    """Returns what trains for as many steps on one batch, and for some epochs, and the images."""
     import tensorflow as tf
 
     batches = accuracy.long_tailed_cifar.Batches(x, y, recipe.batch_size, recipe.augment, seed=0)
@@ -76,13 +74,16 @@ def on_tensorflow(model, optimizer, loss, x, y, recipe, steps, epochs):
     def fit(data):
         model.fit(data, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=0)
 
-    return {"step": lambda: fit(batch), "fit": lambda: fit(stream)}
+    return {
+        "step": (epochs * steps * recipe.batch_size, lambda: fit(batch)),
+        "fit": (epochs * len(y), lambda: fit(stream)),
+    }
 
 
 def on_jax(model, optimizer, loss, x, y, recipe, steps, epochs, networks=None):
-    """Returns functions that train for as many steps on one batch, and for some epochs.
+    """Returns what trains for as many steps on one batch, and for some epochs, and the images.
 
-    And, with `networks`, so many at once for as many steps on a batch of each.
+    And, with `networks`, what trains so many at once for as many steps on a batch of each.
     """
     import device_loop
     import jax
@@ -102,16 +103,21 @@ def on_jax(model, optimizer, loss, x, y, recipe, steps, epochs, networks=None):
             trained = state
             for _ in range(epochs):
                 trained = epoch(trained, batch)
-            jax.block_until_ready(trained)
+            return jax.block_until_ready(trained)
 
         return train
 
+    images = epochs * steps * recipe.batch_size
     turns = {
-        "step": on_one_batch(loop.step, loop.state(), batch),
-        "fit": lambda: loop.run(range(epochs), lambda epoch: recipe.learning_rate),
+        "step": (images, on_one_batch(loop.step, loop.state(), batch)),
+        "fit": (
+            epochs * len(y),
+            lambda: loop.run(range(epochs), lambda epoch: recipe.learning_rate),
+        ),
     }
     if networks is not None:
-        turns["networks"] = on_one_batch(jax.vmap(loop.step), copies(loop.state()), copies(batch))
+        several = on_one_batch(jax.vmap(loop.step), copies(loop.state()), copies(batch))
+        turns["networks"] = (networks * images, several)
     return turns
 
 

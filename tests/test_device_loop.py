@@ -1,7 +1,9 @@
 """The loop on JAX of the accuracy benchmark, where JAX, Keras and NumPy are all that is needed."""
 
+import itertools
 import json
 import time
+import types
 
 import keras
 import numpy as np
@@ -11,11 +13,12 @@ import pytest
 if keras.backend.backend() != "jax":
     pytest.skip("runs with KERAS_BACKEND=jax", allow_module_level=True)
 
+import accuracy
 import device_loop
 import fit_speed
 import jax
 
-from keras_balanced import GLALoss
+from keras_balanced import GLALoss, datasets
 
 COUNTS = [8, 4]
 
@@ -88,8 +91,45 @@ def test_a_training_that_was_cut_off_goes_on_the_same(tmp_path, rng, monkeypatch
     for a, b in zip(wanted, found, strict=True):
         np.testing.assert_array_equal(a, b)
     assert "a training: 6 epochs in" in capsys.readouterr().out
-    backup.remove()
-    assert not any(path.parent.iterdir())
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_backup_is_not_written_at_once_nor_read_when_cut_short(tmp_path, monkeypatch):
+    model, optimizer = build()
+    path = tmp_path / "backups" / "some.npz"
+    device_loop.Backup(path, "a training", model, optimizer).save_if_due(3)
+    assert not path.parent.exists()
+    monkeypatch.setattr(device_loop, "SECONDS_BETWEEN_BACKUPS", 0)
+    device_loop.Backup(path, "a training", model, optimizer).save_if_due(3)
+    assert device_loop.Backup(path, "a training", model, optimizer).epoch == 3
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        assert device_loop.Backup(path, "a training", model, optimizer).epoch == 0
+
+
+def test_no_training_goes_on_from_another(tmp_path, monkeypatch):
+    recipe = accuracy.PROTOCOLS["quick"]
+    settings = {"seed": 0, "dataset": "digits", "profile": "step", "ratio": 2.0, "loss": "ce"}
+    settings |= {"l2": 1e-4, "held_out": 0.0}
+    cases = [(settings, recipe)]
+    cases += [
+        (settings | {name: value}, recipe)
+        for name, value in (("seed", 1), ("loss", "gca"), ("l2", 2e-4), ("held_out", 0.2))
+    ]
+    cases += [(settings, recipe._replace(epochs=61)), (settings, recipe._replace(dtype="half"))]
+    paths = {accuracy.backup_path(*case, tmp_path) for case in cases}
+    assert len(paths) == len(cases)
+    assert {path.parent for path in paths} == {tmp_path}
+    assert accuracy.backup_path(dict(settings), recipe, tmp_path) in paths
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy, "commit", lambda: "another")
+        assert accuracy.backup_path(settings, recipe, tmp_path) in paths
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy, "SOURCES", "others")
+        assert accuracy.backup_path(settings, recipe, tmp_path) not in paths
+    monkeypatch.setattr(accuracy, "versions", lambda: {"keras": "another"})
+    assert accuracy.backup_path(settings, recipe, tmp_path) not in paths
 
 
 def order_of(count, batch_size, odds=None):
@@ -144,10 +184,17 @@ def images(tmp_path, rng):
     return tmp_path / "digits.npz"
 
 
-# Every process, a worker too, imports it.
+# Every process, a worker too, runs it.
 EAGER_BACKUPS = """
+import os, time
 import device_loop
 device_loop.SECONDS_BETWEEN_BACKUPS = 0
+save = device_loop.Backup.save_if_due
+def save_and_wait(backup, epoch):
+    save(backup, epoch)
+    if str(epoch) == os.environ.get("WAIT_AFTER"):
+        time.sleep(3600)
+device_loop.Backup.save_if_due = save_and_wait
 import accuracy
 if __name__ == "__main__":
     accuracy.main()
@@ -159,21 +206,24 @@ def test_a_kill_ends_the_workers_and_loses_no_training(tmp_path, images):
     script, output = tmp_path / "eager.py", tmp_path / "runs.jsonl"
     script.write_text(EAGER_BACKUPS)
     arguments = [script, "--data", images, "--ratios", "2", "--epochs", "30", "--seeds", "0"]
-    arguments += ["--losses", "ldam_drw", "--workers", "1", "--output"]
+    arguments += ["--losses", "ldam_drw", "--workers", "1", "--output", output]
     path = {"PYTHONPATH": f"{processes.ROOT}/benchmarks:{processes.ROOT}", "KERAS_BACKEND": "jax"}
-    process = processes.start(*arguments, output, **path)
-    until = "ldam_drw: 26 epochs in"  # In the second phase.
-    while until not in (line := process.stdout.readline()):
-        assert line, "the training ended"
-    process.kill()
-    # All that the worker writes has an end.
-    process.communicate(timeout=processes.HANG)
+    # In the second phase.
+    process = processes.start(*arguments, WAIT_AFTER="26", **path)
+    try:
+        while "ldam_drw: 26 epochs in" not in (line := process.stdout.readline()):
+            assert line, "the training ended"
+        process.kill()
+        # The worker, which waits, holds the other end.
+        process.communicate(timeout=processes.HANG)
+    finally:
+        processes.kill(process)
     assert not output.exists() or not output.read_text()
-    assert list((tmp_path / "runs.unfinished").glob("*.npz"))
-    printed = processes.run(*arguments, output, **path)
-    assert until not in printed
-    assert "ldam_drw: 30 epochs in" in printed
-    assert not any((tmp_path / "runs.unfinished").iterdir())
+    (backup,) = tmp_path.glob("runs.jsonl.unfinished/*")
+    printed = processes.run(*arguments, **path)
+    assert "ldam_drw: 27 epochs in" in printed
+    assert "ldam_drw: 26 epochs in" not in printed
+    assert not backup.parent.exists()
     (line,) = output.read_text().splitlines()
     assert np.mean(json.loads(line)["result"]["recalls"]) > 0.6
 
@@ -203,16 +253,36 @@ def test_trains_and_resumes_without_tensorflow(tmp_path, images):
     assert np.mean(runs[0]["result"]["recalls"]) > 0.6
 
 
-def test_speed_of_several_networks_in_one_program(tmp_path, capsys):
+def test_speed_of_several_networks_in_one_program(tmp_path, capsys, monkeypatch):
     output = tmp_path / "speed.json"
     arguments = ["--protocols", "quick", "--rounds", "1", "--images", "1", "--networks", "2"]
+    seconds = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(seconds))
+    monkeypatch.setattr(fit_speed, "time", clock)
     fit_speed.main([*arguments, "--output", str(output)])
     (case,) = json.loads(output.read_text())["cases"]
+    images = sum(datasets.long_tail_counts(10, 124, 50))
+    in_batches = -(-images // 32) * 32
+    speeds = {"step": [in_batches], "fit": [images], "networks": [2 * in_batches]}
+    assert case["images_per_second"] == speeds
     assert case["networks"] == 2
-    assert min(case["images_per_second"]["networks"]) > 0
     title, _, row = capsys.readouterr().out.splitlines()
     assert title.endswith(" step of 2 networks, images/s |")
-    assert row.count("|") == title.count("|")
+    assert row == f"| quick | {in_batches} | {images} | 0.97 | 0.97 to 0.97 | {2 * in_batches} |"
+
+
+def test_several_networks_train_as_one_does(rng):
+    model, optimizer = build()
+    x, y = rng.integers(0, 256, (12, 8, 8, 1), "uint8"), np.repeat([0, 1], COUNTS)
+    recipe = accuracy.PROTOCOLS["quick"]._replace(batch_size=12)
+    training = (model, optimizer, GLALoss(COUNTS), x, y, recipe, 3, 2)
+    turns = fit_speed.on_jax(*training, networks=2)
+    one, several = (turns[name][1]() for name in ("step", "networks"))
+    before = [variable.value for variable in model.trainable_variables]
+    for a, both, start in zip(one[0], several[0], before, strict=True):
+        assert np.abs(a - start).max() > 0
+        for b in both:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_several_networks_are_one_or_more(tmp_path, capsys):
