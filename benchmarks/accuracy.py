@@ -590,7 +590,7 @@ def run(settings, recipe, folder=None):
         "settings": settings,
         "recipe": recipe_of(recipe),
         "result": result,
-        "versions": versions(),
+        "versions": {"commit": commit(), **versions()},
     }
 
 
@@ -606,8 +606,7 @@ def backup_of(settings, recipe, folder, model, optimizer):
 
 def backup_path(settings, recipe, folder):
     """Returns a file of these settings, libraries and sources: from no other a training goes on."""
-    of = {name: version for name, version in versions().items() if name != "commit"}
-    key = json.dumps([key_of(settings, recipe), of, SOURCES])
+    key = json.dumps([key_of(settings, recipe), versions(), SOURCES])
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 
@@ -623,7 +622,6 @@ def title(settings):
 def versions():
     return {
         "keras_balanced": keras_balanced.__version__,
-        "commit": commit(),
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
         keras.backend.backend(): sys.modules[keras.backend.backend()].__version__,

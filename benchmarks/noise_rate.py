@@ -91,9 +91,14 @@ def by_networks(x, labels, seed, recipe=NETWORKS):
     return p
 
 
+def recipe_for(data):
+    """Returns the recipe of the trainings that an estimate belongs to."""
+    return accuracy.PROTOCOLS["quick"] if data == "digits" else NETWORKS
+
+
 def of_images(rate, data, ratio, seed):
     noise = f"uniform:{rate:g}" if rate else None
-    size = 8 if data == "digits" else NETWORKS.size
+    size = recipe_for(data).size
     (x, y), _, true = accuracy.load(data, ratio, "exponential", seed, 0.0, size, noise)
     if data == "digits":
         p = by_regressions(x.reshape(len(x), -1) / 16, y)
@@ -149,8 +154,8 @@ def gains_of_images():
     for cell, of_seeds in memorisation.both_losses(memorisation.RESULTS).items():
         settings = dict(zip(memorisation.AXES, cell, strict=True))
         kind, rate = (settings["label_noise"] or "uniform:0").split(":")
-        recipe = accuracy.PROTOCOLS["quick"] if settings["dataset"] == "digits" else NETWORKS
-        of_recipe = settings["n_max"] is None and settings["epochs"] == recipe.epochs
+        epochs = recipe_for(settings["dataset"]).epochs
+        of_recipe = settings["n_max"] is None and settings["epochs"] == epochs
         if kind == "uniform" and of_recipe:
             for seed, pair in of_seeds.items():
                 key = settings["dataset"], settings["ratio"], float(rate), seed
