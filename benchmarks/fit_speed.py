@@ -133,7 +133,8 @@ def main(argv=None):
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     if args.networks is not None and (args.networks < 1 or keras.backend.backend() != "jax"):
-        parser.error(f"`networks` must be at least 1, on JAX. Received: {args.networks}")
+        received = f"networks={args.networks} on {keras.backend.backend()}"
+        parser.error(f"`networks` must be at least 1, on JAX. Received: {received}")
     options = (args.rounds, args.images, args.dtype, args.networks)
     cases = [measure(name, *options) for name in args.protocols]
     versions = {"keras": keras.__version__, "backend": keras.backend.backend()}

@@ -288,4 +288,4 @@ def test_several_networks_train_as_one_does(rng):
 def test_several_networks_are_one_or_more(tmp_path, capsys):
     with pytest.raises(SystemExit):
         fit_speed.main(["--networks", "0", "--output", str(tmp_path / "speed.json")])
-    assert "at least 1, on JAX. Received: 0" in capsys.readouterr().err
+    assert "at least 1, on JAX. Received: networks=0 on jax" in capsys.readouterr().err
