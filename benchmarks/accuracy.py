@@ -704,10 +704,9 @@ def fit(model, optimizer, loss, train, epochs, method, seed, recipe, backup=None
             on_epoch_end=lambda epoch, logs: backup.save_if_due(epoch + 1)
         )
         callbacks.append(save)
-    # A small model needs an epoch in one call; the convolutions of a large one are slower with XLA.
-    small = recipe.size < 32
-    steps = len(batches) if small else 1
-    model.compile(optimizer, loss, jit_compile=small, steps_per_execution=steps)
+    # A loop of steps saves a small model most of its time, and costs a large one a little.
+    steps = len(batches) if recipe.size < 32 else 1
+    model.compile(optimizer, loss, steps_per_execution=steps)
     model.fit(
         stream(batches),
         steps_per_epoch=len(batches),
