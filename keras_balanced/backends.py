@@ -66,6 +66,37 @@ def largest(values):
     return ops.max(values, axis=-1)
 
 
+def argmax(values):
+    """Returns the place of the maximum over the last axis, int32: the first of equal ones.
+
+    That of Keras counts -0.0 below 0.0 on TensorFlow and JAX, by operations that not every format
+    of exported models has.
+    """
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.argmax(values, axis=-1, output_type=tf.int32)
+    if name() == "jax":
+        import jax
+
+        return jax.numpy.argmax(values, axis=-1).astype("int32")
+    return values.argmax(dim=-1).int()
+
+
+def of_rows(function, array, axes):
+    """Returns what a function of tensors `(..., *axes)` says of an array, as an array.
+
+    JAX compiles every operation again for each new size: there rows of zeros are added, up to a
+    power of two.
+    """
+    if name() == "jax" and array.ndim > axes:
+        rows = array.shape[0]
+        added = (1 << max(rows - 1, 0).bit_length()) - rows
+        array = np.pad(array, [(0, added), *[(0, 0)] * (array.ndim - 1)])
+        return ops.convert_to_numpy(function(array))[:rows]
+    return ops.convert_to_numpy(function(array))
+
+
 def refuse_unless(valid, labels, message):
     """Returns `valid`, and raises an error with the labels unless all are, where it can be seen.
 
