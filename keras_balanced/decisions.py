@@ -127,7 +127,7 @@ class Decision:
         # What is added to the log-posterior.
         self._change = np.log(np.divide(mix, own, where=own > 0, out=np.ones_like(own)))
         if threshold is not None:
-            high = np.maximum(self.threshold, np.finfo("float32").tiny)
+            high = np.maximum(np.asarray(self.threshold, "float64"), np.finfo("float32").tiny)
             self._change = self._change - np.log(np.stack([1.0 - high, high], axis=-1))
         self._shift = self._shift_of_logits()
 
