@@ -357,7 +357,7 @@ def find_threshold(
 
 def _check_fraction(name, value):
     if not 0 < validation.check_number(name, value) <= 1:
-        raise ValueError(f"`{name}` must be in (0, 1]. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be in (0, 1]. Received: {name}={validation.show(value)}")
 
 
 def check_loss(model, loss, labels=False):
@@ -370,7 +370,7 @@ def check_loss(model, loss, labels=False):
             "`loss` must be the loss of keras_balanced that the model was trained with, or "
             "None if the model is compiled with it (for plain cross-entropy "
             f"`GLALoss(priors, tau=0)`). Received: {'the compiled ' if compiled else ''}"
-            f"loss={loss!r}"
+            f"loss={validation.show(loss)}"
         )
     if loss.surrogate.num_labels and not labels:
         raise ValueError(
@@ -386,7 +386,7 @@ def check_model(model, loss):
         raise ValueError(
             "`model` must be a built Functional or Sequential model: call it or fit it first, and "
             "wrap a subclassed one as `keras.Model(inputs, model(inputs))`. "
-            f"Received: model={model!r}"
+            f"Received: model={validation.show(model)}"
         )
     if len(model.outputs) != 1:
         raise ValueError(

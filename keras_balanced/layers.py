@@ -91,7 +91,7 @@ class ClassPrior(keras.layers.Layer):
         if output_mode not in ("prior", "log_prior", "weight"):
             raise ValueError(
                 '`output_mode` must be "prior", "log_prior" or "weight". '
-                f"Received: output_mode={output_mode!r}"
+                f"Received: output_mode={validation.show(output_mode)}"
             )
         self.output_mode = output_mode
         self.multi_label = multi_label

@@ -95,7 +95,8 @@ class BalancedLoss(keras.losses.Loss):
             surrogate = Surrogate(**surrogate)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
-                f"`surrogate` must be a `Surrogate`. Received: surrogate={surrogate!r}"
+                "`surrogate` must be a `Surrogate`. "
+                f"Received: surrogate={validation.show(surrogate)}"
             )
         self.surrogate = surrogate
         self.from_logits = bool(from_logits)
