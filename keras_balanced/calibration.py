@@ -54,8 +54,9 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         held-out data, and their `labels` `(N,)`, for `plots.reliability_diagram`.
 
     Raises:
-        ValueError: for data that do not fit, or that have no best temperature: where every
-            example is classified right, or the labels have nothing to do with the predictions.
+        ValueError: for data that do not fit, NaN or infinite logits and weights, or data that have
+            no best temperature in `[0.01, 100)`: where every example is classified right, or the
+            labels have nothing to do with the predictions.
         ImportError: where SciPy is missing.
 
     Example:
@@ -99,13 +100,8 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         method="bounded",
         options={"xatol": 1e-6},
     )
-    low, high = (negative_log_likelihood(temperature) for temperature in TEMPERATURES)
-    if best.fun >= min(low, high):
-        what = "all right" if low < high else "no more often right than by chance"
-        raise ValueError(
-            "`validation_data` must have a best temperature: examples that the model gets wrong, "
-            f"and more that it gets right. Received: {len(labels)} examples, {what}"
-        )
+    if best.fun >= min(map(negative_log_likelihood, TEMPERATURES)):
+        raise ValueError(_no_temperature(log_posterior, labels, negative_log_likelihood))
     temperatures = {"before": 1.0, "after": float(np.exp(best.x))}
     errors, probabilities = {}, {}
     for name, temperature in temperatures.items():
@@ -119,6 +115,29 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         moved = p * np.divide(mix, target, where=target > 0, out=np.zeros_like(mix))
         probabilities[name] = moved / moved.sum(axis=-1, keepdims=True)
     return _Calibration(temperatures["after"], **errors, probabilities=probabilities, labels=labels)
+
+
+def _no_temperature(log_posterior, labels, negative_log_likelihood):
+    """Returns why no temperature in the range is the best."""
+    expected = "`validation_data` must have a best temperature"
+    low, high = TEMPERATURES
+    kinds = "examples that the model gets wrong, and more that it gets right"
+    received = f"{expected}: {kinds}. Received: {len(labels)} examples, "
+    # The likelihood is convex in 1 / T: beyond the range it falls to the best one, if there is one.
+    if negative_log_likelihood(low) < negative_log_likelihood(high):
+        if (log_posterior.argmax(axis=-1) == labels).all():
+            return f"{received}all right"
+        limit, kind = low, "too unsure"
+    elif negative_log_likelihood(1e3 * high) < negative_log_likelihood(1e4 * high):
+        limit, kind = high, "too sure"
+    else:
+        return f"{received}no more often right than by chance"
+    factor = max(limit, 1.0 / limit)
+    return (
+        f"{expected} in [{low:g}, {high:g}). Received: one beyond {limit:g}: the logits of the "
+        f"model are more than {factor:g} times {kind}. Divide them by a number before `loss`, for "
+        "instance in a `keras.layers.Rescaling` at its end"
+    )
 
 
 def estimate_target_priors(
@@ -433,14 +452,26 @@ def _held_out(model, loss, data):
     if not parts:
         raise ValueError("`validation_data` must have examples. Received: none")
     results = [_labelled(loss, *part) for part in parts]
-    log_posterior, labels, weights = (np.concatenate(part) for part in zip(*results, strict=True))
-    if not weights.sum() > 0:
+    logits, labels, weights, kept = (np.concatenate(part) for part in zip(*results, strict=True))
+    if not len(labels):
         raise ValueError("`validation_data` must have labelled examples. Received: none")
+    places = np.flatnonzero(kept)
+    bad = ~np.isfinite(weights) | (weights < 0)
+    expected = "The weights of `validation_data` must be finite and not negative"
+    validation.refuse_examples(bad, expected, places, len(kept))
+    # A logit of -inf masks a class: not that of the label.
+    finite = np.isfinite(logits) if loss.surrogate.binary else logits < np.inf
+    log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
+    log_posterior = log_posterior.astype("float64")
+    of_labels = log_posterior[np.arange(len(labels)), labels]
+    bad = ~finite.reshape(len(labels), -1).all(axis=1) | ~(of_labels > -1e8)
+    expected = "The model's logits for `validation_data` must be finite"
+    validation.refuse_examples(bad, expected, places, len(kept))
     return log_posterior, labels, weights
 
 
 def _labelled(loss, y_pred, y_true, weights=None):
-    """Returns the log-posterior, labels and weights of the labelled positions of a batch."""
+    """Returns the logits, labels and weights of the labelled positions of a batch, and which."""
     num_classes = len(loss.surrogate.priors)
     logits = loss.logits(y_pred)
     y_true = targets.as_numpy("Labels", y_true)
@@ -476,6 +507,4 @@ def _labelled(loss, y_pred, y_true, weights=None):
             f"Received: {bad[:10].tolist()}. Padding is the loss's `ignore_class`, or has weight 0"
         )
     logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]
-    log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
-    log_posterior = log_posterior.astype("float64")
-    return log_posterior, labels[kept].astype("int64"), weights[kept].astype("float64")
+    return logits, labels[kept].astype("int64"), weights[kept].astype("float64"), kept

@@ -495,7 +495,7 @@ def test_report_of_labels(loss, rng, capsys):
     assert logs["val_worst_label_balanced_accuracy"] == pytest.approx(min(expected))
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == (
-        f"Epoch 1: mean balanced accuracy {np.mean(expected):.3f}, the worst of 3 labels"
+        f"Epoch 1: mean balanced accuracy {np.mean(expected):.3f}, all 3 labels"
     )
 
 
