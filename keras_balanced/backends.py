@@ -66,6 +66,45 @@ def largest(values):
     return ops.max(values, axis=-1)
 
 
+def argmax(values):
+    """Returns the place of the maximum over the last axis, int32: the first of equal ones.
+
+    That of Keras counts -0.0 below 0.0 on TensorFlow and JAX, by operations that not every format
+    of exported models has.
+    """
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.argmax(values, axis=-1, output_type=tf.int32)
+    if name() == "jax":
+        import jax
+
+        return jax.numpy.argmax(values, axis=-1).astype("int32")
+    return values.argmax(dim=-1).int()
+
+
+def of_rows(function, values, axes):
+    """Returns what a function of tensors `(..., *axes)` says of values: an array of an array.
+
+    JAX compiles every operation again for each new size: there rows of zeros are added, up to a
+    power of two, to an array and to a tensor that has a value here.
+    """
+    is_numpy = isinstance(values, np.ndarray)
+    if name() == "jax" and values.ndim > axes and (is_numpy or _is_at_hand(values)):
+        rows, kind = values.shape[0], ops.convert_to_tensor if not is_numpy else np.asarray
+        added = (1 << max(rows - 1, 0).bit_length()) - rows
+        padded = np.pad(values, [(0, added), *[(0, 0)] * (values.ndim - 1)])
+        return kind(ops.convert_to_numpy(function(kind(padded)))[:rows])
+    return ops.convert_to_numpy(function(values)) if is_numpy else function(values)
+
+
+def _is_at_hand(tensor):
+    """Returns whether a tensor of JAX has a value, and all of it on the devices of this process."""
+    import jax
+
+    return not isinstance(tensor, jax.core.Tracer) and tensor.is_fully_addressable
+
+
 def refuse_unless(valid, labels, message):
     """Returns `valid`, and raises an error with the labels unless all are, where it can be seen.
 

@@ -1,4 +1,4 @@
-"""Calibrated probabilities: their temperature, thresholds, and the mix of data without labels."""
+"""Calibrated probabilities: their temperature, and the class mix of data without labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_target_priors", "find_threshold"]
+__all__ = ["calibrate", "estimate_priors"]
 
 
 class _Calibration(NamedTuple):
@@ -154,7 +154,7 @@ def _no_temperature(log_posterior, labels, negative_log_likelihood):
     )
 
 
-def estimate_target_priors(
+def estimate_priors(
     probabilities: ArrayLike,
     training_priors: ClassMix,
     *,
@@ -194,7 +194,7 @@ def estimate_target_priors(
 
     Args:
         probabilities: Posterior of each example under `training_priors`, `(N, K)`, for instance
-            `loss.posterior(logits, target_priors=training_priors)`, or what the signature
+            `loss.posterior(logits, priors=training_priors)`, or what the signature
             `with_priors` of an exported model answers. Of one logit `(N,)` or `(N, 1)`, the
             probability of label 1.
         training_priors: Class mix in which these probabilities hold: `K` counts or probabilities,
@@ -207,8 +207,7 @@ def estimate_target_priors(
 
     Returns:
         The class mix, `(K,)` float64, which sums to 1, or of one logit the positive rate, a float.
-        A class that seems absent has about 0, but no less than what `target_priors` of the losses
-        and of `export` may be.
+        A class that seems absent has about 0, but no less than what `priors` may be.
 
     Raises:
         ValueError: for invalid probabilities, or such that do not tell the classes apart.
@@ -219,7 +218,7 @@ def estimate_target_priors(
 
     >>> import numpy as np
     >>> probabilities = np.array([[0.9, 0.1]] * 30 + [[0.1, 0.9]] * 70)
-    >>> print(estimate_target_priors(probabilities, training_priors=[0.5, 0.5]).round(3))
+    >>> print(estimate_priors(probabilities, training_priors=[0.5, 0.5]).round(3))
     [0.25 0.75]
 
     References:
@@ -363,118 +362,6 @@ def _mix_by_confusion(probabilities, held_out, labels, priors):
     full = np.zeros(len(priors))
     full[classes] = mix / mix.sum()
     return full
-
-
-def find_threshold(
-    probabilities: ArrayLike,
-    labels: ArrayLike | None = None,
-    max_alert_rate: float | None = None,
-    min_precision: float | None = None,
-    sample_weight: ArrayLike | None = None,
-) -> float:
-    """Finds the threshold of one logit that keeps within a budget, on held-out data.
-
-    Of all thresholds within the budget it is the lowest, which finds the most of label 1. It lies
-    halfway between two probabilities of the data, so that rounding changes no decision. On new
-    data of the same kind the number of alerts varies, as that of any rare event.
-
-    Formula:
-
-    ```
-    alerts     = examples with probability > threshold
-    alert rate = weight of alerts / weight of all                  <= max_alert_rate
-    precision  = weight of alerts of label 1 / weight of alerts    >= min_precision
-    ```
-
-    What an error costs needs no data: where a missed positive costs `c` times a false alert, the
-    threshold of right probabilities is `1 / (1 + c)`.
-
-    Args:
-        probabilities: Probability of label 1 of each example, `(N,)` or `(N, 1)`, or class
-            probabilities `(N, 2)`: those by which the model will decide, under the class mix and
-            the temperature of production. Of independent labels one column at a time.
-        labels: Labels 0 and 1, `(N,)` or `(N, 1)`, or one-hot `(N, 2)`. For `min_precision`.
-            Leave out examples whose label is not known.
-        max_alert_rate: Number in `(0, 1]`: the largest fraction of the examples to be alerted of,
-            as in `100 / examples_per_day`.
-        min_precision: Number in `(0, 1]`: the smallest fraction of label 1 among the alerts.
-        sample_weight: Weights `(N,)` that make the class mix of the data that of production. `None`
-            is 1 for all.
-
-    Returns:
-        The threshold, a float, for `export` and `BinaryBalancedAccuracy`.
-
-    Raises:
-        ValueError: for bad arguments, or a budget that allows no alert at all.
-
-    Example:
-
-    >>> probabilities = [0.9, 0.8, 0.6, 0.4, 0.2]
-    >>> print(find_threshold(probabilities, max_alert_rate=0.4))
-    0.7
-    >>> print(find_threshold(probabilities, labels=[1, 0, 1, 0, 0], min_precision=0.6))
-    0.5
-    """
-    values = targets.as_numpy("`probabilities`", probabilities).astype("float64")
-    shape = values.shape
-    valid = ((values >= 0) & (values <= 1)).all()
-    if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
-        raise ValueError(
-            "`probabilities` must be those of label 1, `(N,)` or `(N, 1)`, or `(N, 2)` (logits go "
-            "through `loss.posterior`; of labels pass one column). "
-            f"Received: {'' if valid else 'other '}numbers of shape "
-            f"{shape}"
-        )
-    if shape[1:] == (2,) and not np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
-        raise ValueError(
-            "`probabilities` of shape (N, 2) must be those of two classes, and sum to 1. Received: "
-            f"sums from {values.sum(axis=-1).min():.3g}; of labels pass one column, as in `p[:, 0]`"
-        )
-    values, number = values.reshape(shape[0], -1)[:, -1], shape[0]
-    if max_alert_rate is None and min_precision is None:
-        raise ValueError("Expected a budget, `max_alert_rate` or `min_precision`. Received: none")
-    weights = np.ones(number) if sample_weight is None else sample_weight
-    weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
-    if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-        raise ValueError(
-            "`sample_weight` must be finite, not negative, and positive for some example. "
-            f"Received: weights from {np.min(weights)} to {np.max(weights)}"
-        )
-    distinct, place = np.unique(-values, return_inverse=True)  # From the largest.
-    alerts = np.cumsum(np.bincount(place, weights))
-    allowed = np.ones(len(distinct), bool)
-    if max_alert_rate is not None:
-        _check_fraction("max_alert_rate", max_alert_rate)
-        allowed &= alerts <= max_alert_rate * alerts[-1] * (1 + 1e-12)
-    if min_precision is not None:
-        _check_fraction("min_precision", min_precision)
-        if labels is None:
-            raise ValueError("`min_precision` needs `labels`. Received: labels=None")
-        ids = targets.class_ids("labels", labels, 2)
-        if len(ids) != number:
-            raise ValueError(
-                "`labels` must be as many as `probabilities`. "
-                f"Received: {len(ids)} labels for {number} probabilities"
-            )
-        right = np.cumsum(np.bincount(place, weights * ids))
-        allowed &= right >= min_precision * alerts * (1 - 1e-12)
-    if not allowed.any():
-        raise ValueError(
-            "The budget must allow an alert. Received: "
-            f"max_alert_rate={max_alert_rate} and min_precision={min_precision} for {number} "
-            "examples, of which no threshold keeps it"
-        )
-    last = int(np.flatnonzero(allowed)[-1])
-    least = -distinct[last]
-    below = -distinct[last + 1] if last + 1 < len(distinct) else 0.0
-    middle = (least + below) / 2
-    # Between neighbours in float32 there is no middle: the lower one decides the same.
-    return float(middle if np.float32(below) < np.float32(middle) < np.float32(least) else below)
-
-
-def _check_fraction(name, value):
-    if not 0 < validation.check_number(name, value) <= 1:
-        raise ValueError(f"`{name}` must be in (0, 1]. Received: {name}={validation.show(value)}")
 
 
 def check_loss(model, loss, labels=False):

@@ -141,7 +141,7 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
     return losses if ignore_class is None else ops.where(ignored, _like(logits, 0.0), losses)
 
 
-def log_posterior(logits, surrogate, target_priors):
+def log_posterior(logits, surrogate, mix):
     """Returns the log-probabilities `(..., K)` of the classes under a class mix.
 
     Of a binary surrogate and logits `(...)` those of label 0 and 1, `(..., 2)`.
@@ -163,7 +163,7 @@ def log_posterior(logits, surrogate, target_priors):
     if surrogate.label_smoothing:
         log_eta = _without_smoothing(ops.log_softmax(log_eta), surrogate)
     log_eta = ops.where(masked, _like(log_eta, _MASKED), log_eta)
-    return change_mix(log_eta, surrogate, surrogate.priors, target_priors)
+    return change_mix(log_eta, surrogate, surrogate.priors, mix)
 
 
 def change_mix(log_p, surrogate, before, after):

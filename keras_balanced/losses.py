@@ -142,12 +142,12 @@ class BalancedLoss(keras.losses.Loss):
         kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
         return backends.set_mask(losses, kept)
 
-    def log_posterior(self, logits: Any, target_priors: ClassMix | None = None) -> Any:
+    def log_posterior(self, logits: Any, *, priors: ClassMix | None = None) -> Any:
         """Returns the natural logarithm of what `posterior` gives.
 
         Args:
             logits: `(..., K)`, as the method `logits` gives them; of binary losses `(...)`.
-            target_priors: As in `posterior`.
+            priors: As in `posterior`.
 
         Returns:
             `(..., K)`; of binary losses `(..., 2)`, for label 0 and label 1.
@@ -156,22 +156,23 @@ class BalancedLoss(keras.losses.Loss):
             ValueError: for shapes or priors that do not fit.
         """
         surrogate = self.surrogate
-        target = surrogate.target_priors
-        if target_priors is not None:
-            target = surrogate.check_target(target_priors)
+        mix = surrogate.target_priors
+        if priors is not None:
+            mix = surrogate.check_mix("priors", priors)
         logits = formula.as_full_precision(targets.as_tensor("logits", logits))
         if not surrogate.binary:
             targets.check_classes(logits, len(surrogate.priors))
-        return formula.log_posterior(logits, surrogate, target)
+        return formula.log_posterior(logits, surrogate, mix)
 
     def posterior(
-        self, y_pred: Any, target_priors: ClassMix | None = None, temperature: float = 1.0
+        self, y_pred: Any, *, priors: ClassMix | None = None, temperature: float = 1.0
     ) -> Any:
         """Returns the probability of each class that a model trained with this loss predicts.
 
         The softmax of the logits is *not* that: the loss has shifted or scaled them. Exact where
         the logits minimise the loss; with unequal margins and `q > 0` the loss may have no
-        minimum (see the class).
+        minimum (see the class). To decide, see `Decision`: where it asks for another class mix
+        than `priors`, its class is not the most probable one.
 
         Of the outputs of a functional model it is the output of a layer, which is saved and
         exported with the model: `keras.Model(inputs, loss.posterior(model(inputs)))`.
@@ -179,8 +180,9 @@ class BalancedLoss(keras.losses.Loss):
         Args:
             y_pred: Predictions `(..., K)` as the loss takes them: logits, or probabilities if
                 `from_logits=False`. Binary losses: `(...)`, `(..., 1)` or `(..., L)`.
-            target_priors: Class mix in which the probabilities should hold, as in the loss.
-                `None` is the loss's own target; the training priors give the training mix.
+            priors: Class mix in which the probabilities should hold: that of the data that are
+                met, in the forms of the loss's `priors`. `None` is the mix that the loss trains
+                for, its `target_priors`; the training priors give the training mix.
             temperature: Positive number by which the log-posterior in the loss's own target is
                 divided, before the mix changes: what `serving.calibrate` finds, as in an export.
 
@@ -192,22 +194,25 @@ class BalancedLoss(keras.losses.Loss):
             ValueError: for shapes or priors that do not fit.
         """
         if isinstance(y_pred, keras.KerasTensor):
-            return _Posterior(self, target_priors, temperature)(y_pred)
+            return _Posterior(self, priors, temperature)(y_pred)
         temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
-        if temperature == 1.0:
-            log_p = self.log_posterior(self.logits(y_pred), target_priors)
-        else:
-            surrogate = self.surrogate
-            own = target = surrogate.target_priors
-            if target_priors is not None:
-                target = surrogate.check_target(target_priors)
-            log_p = self.log_posterior(self.logits(y_pred)) / temperature
-            log_p = formula.change_mix(log_p, surrogate, own, target)
-        probabilities = ops.exp(log_p)
-        if self.surrogate.binary:
-            probabilities = probabilities[..., 1]
-        is_numpy = isinstance(y_pred, np.ndarray)
-        return ops.convert_to_numpy(probabilities) if is_numpy else probabilities
+        surrogate = self.surrogate
+        own = mix = surrogate.target_priors
+        if priors is not None:
+            mix = surrogate.check_mix("priors", priors)
+
+        def of_predictions(y_pred):
+            log_p = self.log_posterior(self.logits(y_pred))
+            if temperature != 1.0 or mix is not own:
+                log_p = formula.change_mix(log_p / temperature, surrogate, own, mix)
+            probabilities = ops.exp(log_p)
+            return probabilities[..., 1] if surrogate.binary else probabilities
+
+        if isinstance(y_pred, np.ndarray):
+            y_pred = targets.as_numpy("`y_pred`", y_pred)
+        elif not backends.is_dense_tensor(y_pred):
+            y_pred = targets.as_tensor("y_pred", y_pred)
+        return backends.of_rows(of_predictions, y_pred, surrogate.axes)
 
     def get_config(self) -> dict[str, Any]:
         names = [
@@ -228,18 +233,17 @@ class BalancedLoss(keras.losses.Loss):
 class _Posterior(keras.layers.Layer):
     """The posterior of a loss, as the end of a functional model."""
 
-    def __init__(self, loss, target_priors=None, temperature=1.0, **kwargs):
+    def __init__(self, loss, priors=None, temperature=1.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
         surrogate = self.loss.surrogate
-        if target_priors is not None:
-            surrogate.check_target(target_priors)
-        self.target_priors = validation.plain(target_priors, surrogate.binary)
+        surrogate.check_mix("priors", priors)
+        self.priors = validation.plain(priors, surrogate.binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
 
     def call(self, y_pred):
-        return self.loss.posterior(y_pred, self.target_priors, self.temperature)
+        return self.loss.posterior(y_pred, priors=self.priors, temperature=self.temperature)
 
     def compute_output_spec(self, y_pred):
         if not self.loss.surrogate.binary:
@@ -251,7 +255,7 @@ class _Posterior(keras.layers.Layer):
         return {
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
-            "target_priors": self.target_priors,
+            "priors": self.priors,
             "temperature": self.temperature,
         }
 

@@ -3,7 +3,7 @@
 A model trained with a balanced loss gives logits whose softmax is not a probability. `export`
 writes a SavedModel that answers with the right ones, `calibrate` fits their temperature on held-out
 data, `find_threshold` the threshold of one logit that keeps within a budget, and
-`estimate_target_priors` finds the class mix of data without labels.
+`estimate_priors` finds the class mix of data without labels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,8 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, validation
-from keras_balanced.calibration import (
-    calibrate,
-    check_loss,
-    check_model,
-    estimate_target_priors,
-    find_threshold,
-    only,
-)
+from keras_balanced.calibration import calibrate, check_loss, check_model, estimate_priors, only
+from keras_balanced.decisions import find_threshold
 from keras_balanced.losses import TEMPERATURES
 
 if TYPE_CHECKING:
@@ -38,7 +32,7 @@ if TYPE_CHECKING:
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_target_priors", "export", "find_threshold"]
+__all__ = ["calibrate", "estimate_priors", "export", "find_threshold"]
 
 
 def export(
@@ -122,7 +116,7 @@ def export(
     input_names = _check_inputs(model)
     target, labels = loss.surrogate.target_priors, loss.surrogate.num_labels
     if target_priors is not None:
-        target = loss.surrogate.check_target(target_priors)
+        target = loss.surrogate.check_mix("target_priors", target_priors)
     class_names = validation.check_class_names(
         class_names, len(target), loss.surrogate.binary and not labels
     )

@@ -70,7 +70,7 @@ class Surrogate:
         zeros = target_priors is not None
         self.priors = validation.check_class_priors("priors", priors, self.binary, zeros)
         self.occurs = self.priors > 0
-        self.target_priors = self.check_target(target_priors)
+        self.target_priors = self.check_mix("target_priors", target_priors)
         self.target_to_prior = np.divide(
             self.target_priors, self.priors, where=self.occurs, out=np.ones_like(self.priors)
         )
@@ -97,14 +97,19 @@ class Surrogate:
         """Number `L` of labels with a rate each; `None` for one rate, and for classes."""
         return len(self.priors) if self.priors.ndim > 1 else None
 
-    def check_target(self, target_priors: ClassMix | None) -> np.ndarray:
-        """Returns a target mix as probabilities in the shape of `priors`.
+    @property
+    def axes(self) -> int:
+        """Number of axes of the logits of one example: none for one logit."""
+        return 0 if self.priors.shape == (2,) and self.binary else 1
+
+    def check_mix(self, name: str, mix: ClassMix | None) -> np.ndarray:
+        """Returns a class mix, an argument of this name, as probabilities shaped as `priors`.
 
         `None` is uniform over the classes that occur.
         """
-        if target_priors is None:
+        if mix is None:
             return self.occurs / self.occurs.sum(axis=-1, keepdims=True)
-        return validation.check_target(target_priors, self.priors, self.binary)
+        return validation.check_mix_like(name, mix, self.priors, self.binary)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments as plain numbers and lists."""

@@ -243,30 +243,31 @@ def check_class_priors(name, values, binary, zeros=False):
     return check_rates(name, values) if binary else check_mix(name, values, zeros=zeros)
 
 
-def check_target(target_priors, priors, binary):
-    """Returns `target_priors` as probabilities in the shape of `priors`."""
+def check_mix_like(name, mix, priors, binary):
+    """Returns a class mix, or with `binary` positive rates, as probabilities shaped as `priors`."""
     if not binary:
-        target = check_mix("target_priors", target_priors, length=len(priors), zeros=True)
-        absent, unwanted = np.flatnonzero(priors == 0), np.flatnonzero(target == 0)
+        mix = check_mix(name, mix, length=len(priors), zeros=True)
+        absent, unwanted = np.flatnonzero(priors == 0), np.flatnonzero(mix == 0)
         if set(unwanted) - set(absent):
             raise ValueError(
-                "`target_priors` must be positive for every class that occurs; one that never "
-                "occurs has 0 in `priors` too. Received: 0 for the class ids "
+                f"`{name}` must be positive for every class that occurs; one that never "
+                "occurs has 0 in the loss's `priors` too. Received: 0 for the class ids "
                 f"{some(unwanted)}, and priors of 0 for {some(absent)}"
             )
         if set(absent) - set(unwanted):
             raise ValueError(
-                "`target_priors` must be 0 for a class that never occurs. Received: priors of 0 "
-                f"for the class ids {some(absent)}, and target priors of 0 for {some(unwanted)}"
+                f"`{name}` must be 0 for a class that never occurs. Received: priors of 0 "
+                f"for the class ids {some(absent)}, and `{name}` of 0 for "
+                f"{some(unwanted)}"
             )
-        return target
-    target = check_rates("target_priors", target_priors)
-    if target.shape not in ((2,), priors.shape):
+        return mix
+    rates = check_rates(name, mix)
+    if rates.shape not in ((2,), priors.shape):
         raise ValueError(
-            "`target_priors` must be one positive rate, or one for each label of `priors`. "
-            f"Received: {len(target)} rates for {priors.size // 2} labels"
+            f"`{name}` must be one positive rate, or one for each label of the loss. "
+            f"Received: {len(rates)} rates for {priors.size // 2} labels"
         )
-    return np.broadcast_to(target, priors.shape)
+    return np.broadcast_to(rates, priors.shape)
 
 
 def check_per_class(name, values, shape, positive=False):

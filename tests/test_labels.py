@@ -99,7 +99,9 @@ def test_posterior_of_an_absent_class_is_0_whatever_its_logit(name, rng):
         np.testing.assert_array_equal(ours[:, 1], 0.0)
     mixes = [6, 0, 3, 1], [6, 3, 1]
     np.testing.assert_allclose(
-        wide.posterior(z, mixes[0])[:, occurs], narrow.posterior(z[:, occurs], mixes[1]), rtol=2e-5
+        wide.posterior(z, priors=mixes[0])[:, occurs],
+        narrow.posterior(z[:, occurs], priors=mixes[1]),
+        rtol=2e-5,
     )
     assert np.isfinite(numpy(wide.log_posterior(z))).all()
 
@@ -242,10 +244,10 @@ def test_posterior_takes_the_smoothing_away(name, rng):
     # Logits whose posterior under the training mix is the smoothed one.
     z = np.zeros((4, 3), "float32")
     for _ in range(40):
-        now = plain.posterior(z, target_priors=priors)
+        now = plain.posterior(z, priors=priors)
         z += (np.log(eta_smoothed) - np.log(now)).astype("float32")
-    np.testing.assert_allclose(plain.posterior(z, target_priors=priors), eta_smoothed, atol=1e-5)
-    np.testing.assert_allclose(ours.posterior(z, target_priors=priors), eta, atol=1e-4)
+    np.testing.assert_allclose(plain.posterior(z, priors=priors), eta_smoothed, atol=1e-5)
+    np.testing.assert_allclose(ours.posterior(z, priors=priors), eta, atol=1e-4)
     balanced = eta / priors
     balanced /= balanced.sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(ours.posterior(z), balanced, atol=1e-4)
@@ -258,10 +260,10 @@ def test_binary_posterior_takes_the_smoothing_away(cls):
     plain, ours = cls(rate), cls(rate, label_smoothing=0.2)
     z = np.zeros(3, "float32")
     for _ in range(40):
-        now = plain.posterior(z, target_priors=rate)
+        now = plain.posterior(z, priors=rate)
         logit = np.log(eta_smoothed / (1 - eta_smoothed)) - np.log(now / (1 - now))
         z += logit.astype("float32")
-    np.testing.assert_allclose(ours.posterior(z, target_priors=rate), eta, atol=1e-4)
+    np.testing.assert_allclose(ours.posterior(z, priors=rate), eta, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, "0.1", np.nan])
@@ -914,7 +916,7 @@ def test_a_gate_of_a_subclassed_model_is_no_output(rng, capsys):
 def test_what_a_model_predicts_below_the_smoothed_mass_stays_possible():
     loss = GLALoss(FEW, label_smoothing=0.1)
     z = np.array([[30.0, 0.0, 0.0], [0.0, 30.0, 0.0]], "float32")
-    posterior = loss.posterior(z, target_priors=FEW)
+    posterior = loss.posterior(z, priors=FEW)
     assert posterior.min() > 1e-5
     assert (posterior.max(axis=-1) > 0.99).all()
 

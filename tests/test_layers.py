@@ -175,9 +175,7 @@ def test_states_accumulate_merge_and_clear():
     np.testing.assert_array_equal(prior.counts, shards[1].counts)
     with pytest.raises(ValueError, match="layers of the same classes"):
         prior.merge_state([ClassPrior(4)])
-    with pytest.raises(
-        ValueError, match=r"`ClassPrior` layers. Received: 0; labels go"
-    ):
+    with pytest.raises(ValueError, match=r"`ClassPrior` layers. Received: 0; labels go"):
         prior.merge_state(LABELS.tolist())
 
 

@@ -293,12 +293,13 @@ def test_a_masked_class_is_as_none(name, low, rng):
         z = rng.normal(0, 2, (5, 4)).astype("float32")
         z[:, k] = low
         for target in (None, [0.4, 0.3, 0.2, 0.1]):
-            ours = loss.posterior(z, target)
+            ours = loss.posterior(z, priors=target)
             assert (ours[:, k] == 0).all()
             np.testing.assert_allclose(ours.sum(axis=-1), 1.0, rtol=1e-5)
             if "smoothed" not in name:
                 mix = None if target is None else np.delete(target, k)
-                expected = without_class(loss, k).posterior(np.delete(z, k, axis=1), mix)
+                others = without_class(loss, k)
+                expected = others.posterior(np.delete(z, k, axis=1), priors=mix)
                 np.testing.assert_allclose(np.delete(ours, k, axis=1), expected, rtol=1e-4)
 
 
