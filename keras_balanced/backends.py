@@ -83,18 +83,26 @@ def argmax(values):
     return values.argmax(dim=-1).int()
 
 
-def of_rows(function, array, axes):
-    """Returns what a function of tensors `(..., *axes)` says of an array, as an array.
+def of_rows(function, values, axes):
+    """Returns what a function of tensors `(..., *axes)` says of values: an array of an array.
 
     JAX compiles every operation again for each new size: there rows of zeros are added, up to a
-    power of two.
+    power of two, to an array and to a tensor that has a value here.
     """
-    if name() == "jax" and array.ndim > axes:
-        rows = array.shape[0]
+    is_numpy = isinstance(values, np.ndarray)
+    if name() == "jax" and values.ndim > axes and (is_numpy or _is_at_hand(values)):
+        rows, kind = values.shape[0], ops.convert_to_tensor if not is_numpy else np.asarray
         added = (1 << max(rows - 1, 0).bit_length()) - rows
-        array = np.pad(array, [(0, added), *[(0, 0)] * (array.ndim - 1)])
-        return ops.convert_to_numpy(function(array))[:rows]
-    return ops.convert_to_numpy(function(array))
+        padded = np.pad(values, [(0, added), *[(0, 0)] * (values.ndim - 1)])
+        return kind(ops.convert_to_numpy(function(kind(padded)))[:rows])
+    return ops.convert_to_numpy(function(values)) if is_numpy else function(values)
+
+
+def _is_at_hand(tensor):
+    """Returns whether a tensor of JAX has a value, and all of it on the devices of this process."""
+    import jax
+
+    return not isinstance(tensor, jax.core.Tracer) and tensor.is_fully_addressable
 
 
 def refuse_unless(valid, labels, message):

@@ -28,9 +28,13 @@ class PerClassReport(keras.callbacks.Callback):
     """Reports the recall of every class at the end of each epoch.
 
     It prints the classes with the worst recalls, and adds `val_worst_class_recall` to the logs, and
-    where there are at most 100 classes `val_recall_<class name>` of each that has examples.
-    `History`, and those that come after it in the list of callbacks, see them: `CSVLogger`,
-    `TensorBoard`, `EarlyStopping` with `mode="max"`.
+    where there are at most 100 classes `val_recall_<class name>` of each: NaN of one without an
+    example. `History`, and those that come after it in the list of callbacks, see them:
+    `CSVLogger`, `TensorBoard`, `EarlyStopping` with `mode="max"`.
+
+    In an epoch at whose end `fit` validates, it looks at the model as `fit` does: a callback that
+    swaps the weights for their averages, as `SwapEMAWeights`, does so for both. In another one it
+    looks at the weights that the model then has.
 
     A model of one logit has the classes 0 and 1. Of independent labels, told by a binary loss, each
     has its balanced accuracy in place of the recall: `val_balanced_accuracy_<class name>`.
@@ -50,6 +54,7 @@ class PerClassReport(keras.callbacks.Callback):
             model does. `None` (default) is by the outputs as they are.
         threshold: Number that the prediction of label 1 exceeds, of one logit or of labels.
             `None` is 0.5 for probabilities, also those of `loss`, and 0 for logits.
+        verbose: 1 (default) prints the report, 0 only adds it to the logs.
 
     Raises:
         ValueError: for bad arguments, or names that do not fit the model's outputs.
@@ -64,7 +69,7 @@ class PerClassReport(keras.callbacks.Callback):
     >>> x, y = np.array([[3.0, 1.0], [2.0, 0.0]], "float32"), np.array([0, 1])
     >>> report = PerClassReport((x, y), class_names=["healthy", "ill"])
     >>> history = model.fit(x, np.eye(2)[y], callbacks=[report], verbose=0)
-    Epoch 1: mean recall 0.500, the worst of 2 classes
+    Epoch 1: mean recall 0.500, all 2 classes
       recall 0.000  ill
       recall 1.000  healthy
     >>> print(history.history["val_recall_ill"])
@@ -80,6 +85,7 @@ class PerClassReport(keras.callbacks.Callback):
         output_name: str | None = None,
         loss: losses.BalancedLoss | None = None,
         threshold: float | None = None,
+        verbose: int = 1,
     ):
         super().__init__()
         batches.refuse_list_of_arrays(validation_data, "validation_data")
@@ -88,6 +94,10 @@ class PerClassReport(keras.callbacks.Callback):
                 "`validation_data` must be a tuple of arrays, or batches that can be read each "
                 f"epoch. Received: a {type(validation_data).__name__}"
             )
+        if isinstance(validation_data, tuple):
+            _check_numbers(validation_data[1:])
+        if isinstance(class_names, (list, tuple, np.ndarray)):
+            _check_names(class_names)
         self.validation_data = validation_data
         self.class_names = class_names
         self.num_classes_shown = validation.check_integer(
@@ -97,6 +107,8 @@ class PerClassReport(keras.callbacks.Callback):
         self.output_name = output_name
         self.loss = loss
         self.threshold = threshold
+        self.verbose = validation.check_integer("verbose", verbose, low=0)
+        self._counted = True  # Until an epoch begins.
 
     def __deepcopy__(self, memo):
         # KerasTuner copies callbacks for each trial; the data need not be, and `tf.data` cannot.
@@ -105,56 +117,81 @@ class PerClassReport(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         # So that what does not fit is found before an epoch has passed.
         compiled = self._of_output(getattr(self.model, "loss", None))
-        for x, _, _ in self._batches():
-            shape = self._outputs(x).shape
-            num_outputs = shape[-1] if len(shape) > 1 else 1
-            break
-        else:
+        first = next(self._batches(), None)
+        if first is None:
             raise ValueError("`validation_data` expected at least one batch. Received: none")
         if isinstance(compiled, losses.BalancedLoss) and compiled.from_logits:
             # On JAX the loss cannot see it.
             backends.refuse_probability_layer(self.model, self.output_name)
+        shape = self._outputs(first[0]).shape
+        num_outputs = shape[-1] if len(shape) > 1 else 1
         self._metric = self._make_metric(num_outputs, compiled)
         self._score, names = "recall", max(num_outputs, 2)
         if isinstance(self._metric, metrics.BinaryBalancedAccuracy) and num_outputs > 1:
             self._score = "balanced_accuracy"
         self._names = validation.check_class_names(self.class_names, names, num_outputs == 1)
+        self._count([first])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._counted = False
+
+    def on_test_batch_begin(self, batch, logs=None):
+        # Every callback has begun the validation, and none has ended it: the model has the weights
+        # that `val_*` describe. On JAX it gives them away for the first batch.
+        if not self._counted:
+            self._count(self._batches())
 
     def on_epoch_end(self, epoch, logs=None):
-        self._metric.reset_state()
-        for x, y, weights in self._batches():
-            # Not `predict`, which loses the masks.
-            y, weights = (self._of_output(part) for part in (y, weights))
-            self._metric.update_state(y, self._outputs(x), weights)
+        if not self._counted:
+            self._count(self._batches())
         recalls, totals = (
             keras.ops.convert_to_numpy(values)
             for values in (self._metric.recalls(), self._metric.total)
         )
-        if np.isnan(recalls).any():
+        scores, present = recalls, totals != 0
+        if recalls.ndim == 2:  # Of 0 and 1 of each label.
+            scores = keras.ops.convert_to_numpy(self._metric.balanced_accuracies())
+            present = present.any(axis=-1)
+        places = np.flatnonzero(present)
+        worst = places[np.argsort(scores[places], kind="stable")]
+        what = ("labels", "label") if recalls.ndim == 2 else ("classes", "class")
+        if self.verbose:
+            self._print(epoch, scores, worst, what[0])
+        if logs is not None:
+            if len(scores) <= _MAX_LOGGED:
+                for name, score in zip(self._names, np.where(present, scores, np.nan), strict=True):
+                    logs[f"val_{self._score}_{name}"] = float(score)
+            least = float(scores[worst[0]]) if worst.size else 0.0
+            logs[f"val_worst_{what[1]}_{self._score}"] = least
+
+    def on_train_end(self, logs=None):
+        self._counted = True
+
+    def _print(self, epoch, scores, worst, what):
+        """Prints the scores of the worst classes; `worst` are those with examples, in order."""
+        word, number = self._score.replace("_", " "), self.num_classes_shown
+        mean = scores[worst].mean() if worst.size else 0.0
+        shown = "the worst of" if len(worst) > number else "all"
+        print(f"Epoch {epoch + 1}: mean {word} {mean:.3f}, {shown} {len(worst)} {what}")
+        for class_id in worst[:number]:
+            print(f"  {word} {scores[class_id]:.3f}  {self._names[class_id]}")
+        hidden = np.count_nonzero(scores[worst[number:]] == 0)
+        if hidden:
+            print(f"  {word} 0.000  {hidden} more {what}")
+
+    def _count(self, data):
+        """Counts the examples of each class, and those predicted right, by the model as it is."""
+        self._counted = True
+        self._metric.reset_state()
+        for x, y, weights in data:
+            # Not `predict`, which loses the masks.
+            y, weights = (self._of_output(part) for part in (y, weights))
+            self._metric.update_state(y, self._outputs(x), weights)
+        if np.isnan(keras.ops.convert_to_numpy(self._metric.total)).any():
             raise ValueError(
                 f"`validation_data` must have labels in [0, {self._metric.num_classes}), or "
                 "`ignore_class`. Received: others, or NaN weights"
             )
-        if recalls.ndim == 2:  # Of 0 and 1 of each label.
-            scores = keras.ops.convert_to_numpy(self._metric.balanced_accuracies())
-            present = np.flatnonzero(totals.any(axis=-1))
-        else:
-            scores, present = recalls, np.flatnonzero(totals)
-        worst = present[np.argsort(scores[present], kind="stable")]
-        word, what = self._score.replace("_", " "), "labels" if recalls.ndim == 2 else "classes"
-        mean = scores[present].mean() if present.size else 0.0
-        print(f"Epoch {epoch + 1}: mean {word} {mean:.3f}, the worst of {len(present)} {what}")
-        for class_id in worst[: self.num_classes_shown]:
-            print(f"  {word} {scores[class_id]:.3f}  {self._names[class_id]}")
-        hidden = np.count_nonzero(scores[worst[self.num_classes_shown :]] == 0)
-        if hidden:
-            print(f"  {word} 0.000  {hidden} more {what}")
-        if logs is not None:
-            if len(scores) <= _MAX_LOGGED:
-                for class_id in present:
-                    logs[f"val_{self._score}_{self._names[class_id]}"] = float(scores[class_id])
-            least = float(scores[worst[0]]) if worst.size else 0.0
-            logs[f"val_worst_{'label' if recalls.ndim == 2 else 'class'}_{self._score}"] = least
 
     def _make_metric(self, num_outputs, compiled):
         """Returns the metric that counts, for classes, one logit or independent labels."""
@@ -202,13 +239,7 @@ class PerClassReport(keras.callbacks.Callback):
         if isinstance(data, tuple):
             # A list of inputs is several; one of labels or weights is an array.
             x, *rest = data
-            rest = [np.asarray(part) if isinstance(part, list) else part for part in rest]
-            rest = [
-                keras.tree.map_structure(lambda a: targets.as_numpy("`validation_data`", a), part)
-                for part in rest
-                if part is not None
-            ]
-            arrays = (keras.tree.map_structure(np.asarray, x), *rest)
+            arrays = (keras.tree.map_structure(np.asarray, x), *_check_numbers(rest))
             data = (
                 keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)
                 for i in range(0, len(keras.tree.flatten(arrays[1])[0]), batch_size)
@@ -217,6 +248,27 @@ class PerClassReport(keras.callbacks.Callback):
             # As arrays: JAX takes no tensors of other libraries.
             batch = keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
             yield keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def _check_numbers(parts):
+    """Returns the labels and weights of validation data as arrays."""
+    # A list of them is an array.
+    parts = [np.asarray(part) if isinstance(part, list) else part for part in parts]
+    return [
+        keras.tree.map_structure(lambda a: targets.as_numpy("`validation_data`", a), part)
+        for part in parts
+        if part is not None
+    ]
+
+
+def _check_names(names):
+    """Raises for names that are not strings: most likely they are labels."""
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "`class_names` must be strings, one for each class. Received: "
+            f"{validation.show(names)}. Labels belong to the data, as in "
+            "`PerClassReport((x_val, y_val))`"
+        )
 
 
 def _is_binary(loss):

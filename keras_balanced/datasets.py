@@ -172,7 +172,8 @@ def stratified_split(y: ArrayLike, fraction: float, seed: int = 0) -> tuple[np.n
     5 2
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"`fraction` must be in (0, 1). Received: fraction={fraction!r}")
+        shown = validation.show(fraction)
+        raise ValueError(f"`fraction` must be in (0, 1). Received: fraction={shown}")
     if not (np.ndim(y) == 1 and np.asarray(y).dtype.kind in "OSU"):  # Names are fine here.
         y = targets.class_ids("y", y)
     y = np.asarray(y)
@@ -226,11 +227,12 @@ def load(
     (503, 8, 8, 1) [50 50 50 50 50 50 50 50 50 50]
     """
     if name not in NAMES:
-        raise ValueError(f"`name` must be one of {NAMES}. Received: name={name!r}")
+        raise ValueError(f"`name` must be one of {NAMES}. Received: name={validation.show(name)}")
     check_imbalance(imbalance_ratio, profile)
     if validation_split != 0 and not 0 < validation_split < 1:
         raise ValueError(
-            f"`validation_split` must be in [0, 1). Received: validation_split={validation_split!r}"
+            "`validation_split` must be in [0, 1). "
+            f"Received: validation_split={validation.show(validation_split)}"
         )
     (x, y), test = _load_digits() if name == "digits" else _load_cifar(name)
     max_count = _CIFAR_MAX_COUNT.get(name) if max_count is None else max_count
@@ -246,10 +248,11 @@ def check_imbalance(imbalance_ratio, profile):
     if not isinstance(imbalance_ratio, numbers.Real) or not 1 <= imbalance_ratio < np.inf:
         raise ValueError(
             "`imbalance_ratio` must be a finite number of at least 1. "
-            f"Received: imbalance_ratio={imbalance_ratio!r}"
+            f"Received: imbalance_ratio={validation.show(imbalance_ratio)}"
         )
     if profile not in PROFILES:
-        raise ValueError(f"`profile` must be one of {PROFILES}. Received: profile={profile!r}")
+        shown = validation.show(profile)
+        raise ValueError(f"`profile` must be one of {PROFILES}. Received: profile={shown}")
 
 
 def _load_digits():

@@ -158,9 +158,10 @@ class Decision:
         def of_tensor(y_pred):
             return function(self._check_logits(self.loss.logits(y_pred)))
 
-        if not isinstance(y_pred, np.ndarray):
-            return of_tensor(y_pred)
-        y_pred = targets.as_numpy("`y_pred`", y_pred)
+        if isinstance(y_pred, np.ndarray):
+            y_pred = targets.as_numpy("`y_pred`", y_pred)
+        elif not backends.is_dense_tensor(y_pred):
+            y_pred = targets.as_tensor("y_pred", y_pred)
         return backends.of_rows(of_tensor, y_pred, self.loss.surrogate.axes)
 
     def _check_logits(self, logits):
@@ -487,6 +488,8 @@ def find_threshold(
     """
     values = targets.as_numpy("`probabilities`", probabilities).astype("float64")
     shape = values.shape
+    if values.ndim:
+        validation.check_finite("`probabilities`", values)
     valid = ((values >= 0) & (values <= 1)).all()
     if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
         raise ValueError(
@@ -505,11 +508,13 @@ def find_threshold(
         raise ValueError("Expected a budget, `max_alert_rate` or `min_precision`. Received: none")
     weights = np.ones(number) if sample_weight is None else sample_weight
     weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
+    validation.check_finite("`sample_weight`", weights)
     if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
         raise ValueError(
             "`sample_weight` must be finite, not negative, and positive for some example. "
             f"Received: weights from {np.min(weights)} to {np.max(weights)}"
         )
+    ids = None if labels is None else _labels_of(values, labels)
     distinct, place = np.unique(-values, return_inverse=True)  # From the largest.
     alerts = np.cumsum(np.bincount(place, weights))
     allowed = np.ones(len(distinct), bool)
@@ -520,12 +525,6 @@ def find_threshold(
         _check_fraction("min_precision", min_precision)
         if labels is None:
             raise ValueError("`min_precision` needs `labels`. Received: labels=None")
-        ids = targets.class_ids("labels", labels, 2)
-        if len(ids) != number:
-            raise ValueError(
-                "`labels` must be as many as `probabilities`. "
-                f"Received: {len(ids)} labels for {number} probabilities"
-            )
         right = np.cumsum(np.bincount(place, weights * ids))
         allowed &= right >= min_precision * alerts * (1 - 1e-12)
     if not allowed.any():
@@ -540,6 +539,23 @@ def find_threshold(
     middle = (least + below) / 2
     # Between neighbours in float32 there is no middle: the lower one decides the same.
     return float(middle if np.float32(below) < np.float32(middle) < np.float32(least) else below)
+
+
+def _labels_of(probabilities, labels):
+    """Returns the labels 0 and 1 `(N,)` of probabilities `(N,)`."""
+    given = targets.as_numpy("`labels`", labels, "integer classes")
+    if np.isin(probabilities, (0, 1)).all() and ((given > 0) & (given < 1)).any():
+        raise ValueError(
+            "`labels` must be 0 and 1. Received: numbers in between, and `probabilities` that are "
+            "all 0 or 1. Did you mean `find_threshold(probabilities, labels, ...)`?"
+        )
+    ids = targets.class_ids("labels", labels, 2)
+    if len(ids) != len(probabilities):
+        raise ValueError(
+            "`labels` must be as many as `probabilities`. "
+            f"Received: {len(ids)} labels for {len(probabilities)} probabilities"
+        )
+    return ids
 
 
 def _check_fraction(name, value):

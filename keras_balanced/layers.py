@@ -37,7 +37,9 @@ class ClassPrior(keras.layers.Layer):
     priors = (positives + smoothing) / (examples + 2 smoothing)      # of each label: multi_label
     ```
 
-    Counts are exact up to 2**53 examples per class, on every backend, and saved bit for bit.
+    Counts are exact up to 2**53 examples per class, on every backend, and saved bit for bit. As
+    `adapt`, `load_weights` changes nothing in what has been traced before: inside a model that has
+    predicted, call `model.make_predict_function(force=True)` after it.
 
     Args:
         num_classes: Number of classes `K`, at least 2; with `multi_label` of labels, at least 1.
@@ -91,7 +93,7 @@ class ClassPrior(keras.layers.Layer):
         if output_mode not in ("prior", "log_prior", "weight"):
             raise ValueError(
                 '`output_mode` must be "prior", "log_prior" or "weight". '
-                f"Received: output_mode={output_mode!r}"
+                f"Received: output_mode={validation.show(output_mode)}"
             )
         self.output_mode = output_mode
         self.multi_label = multi_label
@@ -140,10 +142,15 @@ class ClassPrior(keras.layers.Layer):
         """Adds labels to the counts; arguments as in `adapt`."""
         self._counts = self._counts + self._count(*self._read(labels, sample_weight))
 
-    def merge_state(self, layers: Iterable[ClassPrior]) -> None:
-        """Adds the counts of other `ClassPrior` layers, such as those of other shards."""
-        layers = list(layers)
+    def merge_state(self, layers: ClassPrior | Iterable[ClassPrior]) -> None:
+        """Adds the counts of one or several other `ClassPrior` layers, as of other shards."""
+        layers = [layers] if isinstance(layers, ClassPrior) else list(layers)
         for layer in layers:
+            if not isinstance(layer, ClassPrior):
+                raise ValueError(
+                    "`merge_state` expected `ClassPrior` layers. Received: "
+                    f"{validation.show(layer)}; labels go to `update_state`"
+                )
             if layer._counts.shape != self._counts.shape:
                 raise ValueError(
                     "`merge_state` expected layers of the same classes. "

@@ -95,7 +95,8 @@ class BalancedLoss(keras.losses.Loss):
             surrogate = Surrogate(**surrogate)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
-                f"`surrogate` must be a `Surrogate`. Received: surrogate={surrogate!r}"
+                "`surrogate` must be a `Surrogate`. "
+                f"Received: surrogate={validation.show(surrogate)}"
             )
         self.surrogate = surrogate
         self.from_logits = bool(from_logits)
@@ -209,8 +210,9 @@ class BalancedLoss(keras.losses.Loss):
 
         if isinstance(y_pred, np.ndarray):
             y_pred = targets.as_numpy("`y_pred`", y_pred)
-            return backends.of_rows(of_predictions, y_pred, surrogate.axes)
-        return of_predictions(y_pred)
+        elif not backends.is_dense_tensor(y_pred):
+            y_pred = targets.as_tensor("y_pred", y_pred)
+        return backends.of_rows(of_predictions, y_pred, surrogate.axes)
 
     def get_config(self) -> dict[str, Any]:
         names = [

@@ -6,6 +6,7 @@ and replicas merge by addition.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -33,6 +34,8 @@ __all__ = [
     "shot_groups",
 ]
 
+_SUMS = 2**14  # Float32 sums beside each other, over which the examples of a batch are spread.
+
 
 class _ClassMetric(keras.metrics.Metric):
     """What the metrics do with targets of any kind, weights, masks and `ignore_class`."""
@@ -49,7 +52,7 @@ class _ClassMetric(keras.metrics.Metric):
         if not (loss is None or isinstance(loss, BalancedLoss)):
             raise ValueError(
                 "`loss` must be a loss of keras_balanced, by whose posterior to decide. Received: "
-                f"loss={loss!r}"
+                f"loss={validation.show(loss)}"
             )
         self.loss = loss
 
@@ -128,6 +131,29 @@ class _ClassMetric(keras.metrics.Metric):
         }
 
 
+def _sums(values, cells=None, num_cells=1):
+    """Returns the sum over the first axis of `values` `(N, ...)`, or with `cells` of each cell.
+
+    `cells` are integers `(N, ...)`; the sums then `(num_cells,)`.
+    """
+    # A single float32 sum of ones ends at 2**24, and images have many pixels: many sums side by
+    # side, and those in rows.
+    shape = values.shape[1:] if cells is None else (num_cells,)
+    side = max(1, int(math.sqrt(_SUMS // math.prod(shape))))
+    number, length = side**2, ops.shape(values)[0]
+    if cells is None:
+        whole = length // number * number
+        sums = ops.sum(ops.reshape(values[:whole], (-1, number, *shape)), axis=0)
+        rest = ops.sum(values[whole:], axis=0)
+    else:
+        place = ops.reshape(
+            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (cells.ndim - 1))
+        )
+        cells = ops.reshape(place * num_cells + ops.cast(cells, "int32"), (-1,))
+        sums, rest = ops.segment_sum(ops.reshape(values, (-1,)), cells, number * num_cells), 0.0
+    return ops.sum(ops.sum(ops.reshape(sums, (side, side, *shape)), axis=0), axis=0) + rest
+
+
 class _RecallMetric(_ClassMetric):
     """The weight of each class, in all and predicted right; subclasses read `result` off them."""
 
@@ -156,24 +182,14 @@ class _RecallMetric(_ClassMetric):
     def _count(self, y_true, predicted, weights):
         if len(y_true.shape) == 1:
             hits = weights * ops.cast(ops.equal(y_true, predicted), self.dtype)
-            total, correct = self._sums(weights, y_true), self._sums(hits, y_true)
+            total, correct = (_sums(part, y_true, self.num_classes) for part in (weights, hits))
         else:
             weighted = y_true * weights[:, None]
             hits = ops.take_along_axis(weighted, predicted[:, None], axis=-1)[:, 0]
-            total, correct = ops.sum(weighted, axis=0), self._sums(hits, predicted)
+            total, correct = _sums(weighted), _sums(hits, predicted, self.num_classes)
         # The NaN of one label out of range goes to every class.
         self.total.assign_add(total + 0.0 * ops.sum(weights))
         self.correct.assign_add(correct)
-
-    def _sums(self, values, classes):
-        """Returns the sum of `values` `(N,)` for each class, `(K,)`."""
-        # In several lanes: a single float32 sum of ones ends at 2**24, and images have many pixels.
-        lanes = max(1, 4096 // self.num_classes)
-        lane = ops.arange(ops.shape(values)[0], dtype="int32") % lanes
-        sums = ops.segment_sum(
-            values, ops.cast(classes, "int32") * lanes + lane, self.num_classes * lanes
-        )
-        return ops.sum(ops.reshape(sums, (self.num_classes, lanes)), axis=-1)
 
     def recalls(self) -> Any:
         """Returns the recall of each class, `(K,)`; 0 for a class that has not come up."""
@@ -485,13 +501,14 @@ class ShotRecall(_RecallMetric):
         groups = shot_groups(counts, thresholds)
         if group not in groups:
             raise ValueError(
-                f'`group` must be "many", "medium" or "few". Received: group={group!r}'
+                '`group` must be "many", "medium" or "few". '
+                f"Received: group={validation.show(group)}"
             )
         plain_counts = validation.check_counts("counts", counts).tolist()
         if not groups[group].any():
             raise ValueError(
                 f"The group {group!r} must have a class. "
-                f"Received: counts={plain_counts} and thresholds={thresholds}"
+                f"Received: counts={validation.show(plain_counts)} and thresholds={thresholds}"
             )
         name = name or f"{group}_shot_recall"
         super().__init__(len(plain_counts), ignore_class, name, dtype, loss)
@@ -567,7 +584,8 @@ class BinaryBalancedAccuracy(_RecallMetric):
         if label_id is not None:
             if num_labels is None:
                 raise ValueError(
-                    f"`label_id` needs `num_labels`. Received: label_id={label_id!r} alone"
+                    "`label_id` needs `num_labels`. "
+                    f"Received: label_id={validation.show(label_id)} alone"
                 )
             label_id = validation.check_integer("label_id", label_id, low=0, high=num_labels)
         self.num_labels, self.label_id = num_labels, label_id
@@ -613,7 +631,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
         in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
         right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)
         for variable, values in [(self.total, in_all), (self.correct, right)]:
-            variable.assign_add(ops.reshape(ops.sum(values, axis=0), variable.shape))
+            variable.assign_add(ops.reshape(_sums(values), variable.shape))
 
     def balanced_accuracies(self) -> Any:
         """Returns that of each label, `(L,)`; without `num_labels` a scalar."""
@@ -748,12 +766,9 @@ class ClassCalibrationError(_ClassMetric):
         none = ops.any(ops.logical_or(probabilities < 0.0, probabilities > 1.0 + 1e-3))
         weights = ops.where(none, ops.full_like(weights, np.nan), weights)
         gaps = weights * (probabilities - y_true)
-        gaps = ops.segment_sum(
-            ops.reshape(gaps, (-1,)), ops.reshape(cells, (-1,)), self.num_classes * self.num_bins
-        )
-        self.gap.assign_add(gaps)
+        self.gap.assign_add(_sums(gaps, cells, self.num_classes * self.num_bins))
         weights = ops.broadcast_to(weights, ops.shape(probabilities))
-        self.weight.assign_add(ops.sum(weights) / self.num_classes)
+        self.weight.assign_add(ops.sum(_sums(weights)) / self.num_classes)
 
     def result(self) -> Any:
         return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)

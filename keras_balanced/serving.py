@@ -197,7 +197,7 @@ def _check_inputs(model):
         raise ValueError(
             "Name each of several inputs, as in `keras.Input(shape, name=...)`: by letters, digits "
             "and `_`, different also in lower case, and none `target_priors`. Received: inputs "
-            f"named {names}"
+            f"named {validation.show(names)}"
         )
     return names
 
@@ -209,12 +209,13 @@ def _check_threshold(threshold, shape):
     if (thresholds.ndim and not per_label) or not ((thresholds >= 0) & (thresholds < 1)).all():
         expected = f", or {shape[0]} of them, one for each label" if len(shape) > 1 else ""
         raise ValueError(
-            f"`threshold` must be a number in [0, 1){expected}. Received: threshold={threshold!r}"
+            f"`threshold` must be a number in [0, 1){expected}. "
+            f"Received: threshold={validation.show(threshold)}"
         )
     if shape[-1] != 2:
         raise ValueError(
             "`threshold` must be left out for more than two classes. Received: "
-            f"threshold={threshold!r} for {shape[-1]} classes"
+            f"threshold={validation.show(threshold)} for {shape[-1]} classes"
         )
     return thresholds.tolist()
 

@@ -171,7 +171,7 @@ def gca_surrogate(
     else:
         raise ValueError(
             '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
-            f"Received: margins={margins!r}"
+            f"Received: margins={validation.show(margins)}"
         )
     rho = np.broadcast_to(rho, occurs.shape)
     rho = np.where(occurs, rho / rho.mean(axis=-1, keepdims=True, where=occurs), 1.0)

@@ -171,8 +171,28 @@ def test_states_accumulate_merge_and_clear():
     np.testing.assert_array_equal(prior.counts, COUNTS)
     prior.reset_state()
     np.testing.assert_array_equal(prior.counts, [0, 0, 0])
+    prior.merge_state(shards[1])
+    np.testing.assert_array_equal(prior.counts, shards[1].counts)
     with pytest.raises(ValueError, match="layers of the same classes"):
         prior.merge_state([ClassPrior(4)])
+    with pytest.raises(ValueError, match=r"`ClassPrior` layers. Received: 0; labels go"):
+        prior.merge_state(LABELS.tolist())
+
+
+def test_loaded_counts_in_a_model_that_has_predicted(tmp_path):
+    """As its docstring says: what has been traced keeps the former priors until it is made anew."""
+    labels = np.array([0, 1])
+
+    def model_of(counts):
+        inputs = keras.Input((), dtype="int32")
+        return keras.Model(inputs, ClassPrior(2, counts=counts, name="prior")(inputs))
+
+    model_of([1, 3]).save_weights(tmp_path / "counts.weights.h5")
+    model = model_of([1, 1])
+    np.testing.assert_allclose(model.predict(labels, verbose=0), [0.5, 0.5])
+    model.load_weights(tmp_path / "counts.weights.h5")
+    model.make_predict_function(force=True)
+    np.testing.assert_allclose(model.predict(labels, verbose=0), [0.25, 0.75])
 
 
 @pytest.mark.parametrize(
