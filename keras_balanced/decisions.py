@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Decision", "find_threshold"]
 
-# So far below the largest logit a class is masked: it is no answer, not even where costs make it
-# the best compromise.
-_MASKED = 5e3
-
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class Decision:
@@ -125,7 +121,8 @@ class Decision:
         self.priors = validation.plain(priors, binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
         # What is added to the log-posterior.
-        self._change = np.log(np.divide(mix, own, where=own > 0, out=np.ones_like(own)))
+        self._log_priors = np.log(np.where(mix > 0, mix, 1.0))
+        self._change = self._log_priors - np.log(np.where(own > 0, own, 1.0))
         if threshold is not None:
             high = np.maximum(np.asarray(self.threshold, "float64"), np.finfo("float32").tiny)
             self._change = self._change - np.log(np.stack([1.0 - high, high], axis=-1))
@@ -134,7 +131,7 @@ class Decision:
     def __call__(self, y_pred: Any) -> Any:
         if isinstance(y_pred, keras.KerasTensor):
             return _Decide(self)(y_pred)
-        return self._of_predictions(self._classes, y_pred)
+        return self._of_predictions(self.of_logits, y_pred)
 
     def scores(self, y_pred: Any) -> Any:
         """Returns the scores of the classes, of which the largest is the decision.
@@ -156,7 +153,7 @@ class Decision:
 
     def _of_predictions(self, function, y_pred):
         def of_tensor(y_pred):
-            return function(self._check_logits(self.loss.logits(y_pred)))
+            return function(self.loss.logits(y_pred))
 
         if isinstance(y_pred, np.ndarray):
             y_pred = targets.as_numpy("`y_pred`", y_pred)
@@ -173,31 +170,56 @@ class Decision:
             return logits[..., 0]
         return logits
 
-    def _classes(self, logits):
-        if self._shift is None:
-            return backends.argmax(self._scores(logits))
-        shift = ops.convert_to_tensor(self._shift, dtype=logits.dtype)
-        if self.loss.surrogate.binary:
-            return ops.cast(logits > shift[..., 0] - shift[..., 1], "int32")
-        return backends.argmax(formula.mask_absent(logits + shift, self.loss.surrogate))
+    def of_logits(self, logits: Any, log_priors: Any = None) -> Any:
+        """Returns the class ids of logits, as the loss's `logits` gives them.
 
-    def _scores(self, logits):
+        Args:
+            logits: `(..., K)`, of labels `(..., L)`, of one logit `(...)` or `(..., 1)`.
+            log_priors: Logarithm of the class mix of the data that are met, a tensor that
+                broadcasts to the scores, in place of `priors`: a class of `-inf` is never the
+                answer. `None` is the mix of the decision.
+
+        Returns:
+            Class ids int32, as a call.
+        """
+        logits = self._check_logits(logits)
+        if self._shift is None or (self._needs_priors and log_priors is not None):
+            scores = self._scores(logits, log_priors)
+        else:
+            if self.loss.surrogate.binary:
+                logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
+            scores = logits + ops.convert_to_tensor(self._shift, dtype=logits.dtype)
+            scores = formula.mask_absent(scores, self.loss.surrogate)
+        if log_priors is not None:
+            low = ops.convert_to_tensor(-np.inf, dtype=scores.dtype)
+            scores = ops.where(ops.equal(log_priors, -np.inf), low, scores)
+        return backends.argmax(scores)
+
+    @property
+    def _needs_priors(self):
+        """Whether the rule depends on the class mix of the data that are met."""
+        return self.costs is not None or self.threshold is not None
+
+    def _scores(self, logits, log_priors=None):
         surrogate = self.loss.surrogate
+        logits = self._check_logits(logits)
         if self.by == "logits":
             if surrogate.binary:
                 return ops.stack([ops.zeros_like(logits), logits], axis=-1)
             return formula.mask_absent(logits, surrogate)
-        scores = self.loss.log_posterior(logits) / self.temperature
-        scores = scores + ops.convert_to_tensor(self._change, dtype=scores.dtype)
+        scores = log_p = self.loss.log_posterior(logits) / self.temperature
+        change = self._change
+        if log_priors is not None and self._needs_priors:
+            scores, change = scores + ops.cast(log_priors, scores.dtype), change - self._log_priors
+        scores = scores + ops.convert_to_tensor(change, dtype=scores.dtype)
         if self.costs is not None:
             p = ops.reshape(ops.softmax(scores), (-1, len(self.costs)))
             # An operator: `ops.matmul` of float64 is float32 on PyTorch.
             costs = p @ ops.convert_to_tensor(self.costs, dtype=scores.dtype)
             scores = -ops.reshape(costs, ops.shape(scores))
-        if not surrogate.binary and (self.costs is not None or surrogate.label_smoothing):
-            # By costs, and by what is left of smoothing, it could be the best.
-            masked = logits < backends.largest(logits)[..., None] - _MASKED
-            low = ops.convert_to_tensor(-1e9, dtype=scores.dtype)
+            # A class that cannot be could be the best compromise.
+            masked = log_p < formula.MASKED / 2 / self.temperature
+            low = ops.convert_to_tensor(formula.MASKED, dtype=scores.dtype)
             scores = ops.where(masked, low, scores)
         return formula.mask_absent(scores, surrogate)
 

@@ -18,7 +18,7 @@ from keras_balanced import backends, targets
 _BLOCK = 2**25  # Numbers in the largest array of the posterior under margins.
 _STAGE = 8  # States of its chain that are left out before the array shrinks.
 _REACH = 5e5  # A class whose logit is smaller than the largest by more than this is masked.
-_MASKED = -1e9  # Its logit. Not infinite: the difference of two would be NaN.
+MASKED = -1e9  # Its logit. Not infinite: the difference of two would be NaN.
 
 
 def as_logits(y_pred, surrogate, from_logits=True):
@@ -162,7 +162,7 @@ def log_posterior(logits, surrogate, mix):
     log_eta = log_u - surrogate.q * log_s + _log_ratio(logits, surrogate.margins, surrogate.weights)
     if surrogate.label_smoothing:
         log_eta = _without_smoothing(ops.log_softmax(log_eta), surrogate)
-    log_eta = ops.where(masked, _like(log_eta, _MASKED), log_eta)
+    log_eta = ops.where(masked, _like(log_eta, MASKED), log_eta)
     return change_mix(log_eta, surrogate, surrogate.priors, mix)
 
 
@@ -177,7 +177,7 @@ def mask_absent(logits, surrogate):
     """Returns logits with a large negative number for the classes that do not occur."""
     if surrogate.occurs.all():
         return logits
-    low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else _MASKED
+    low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else MASKED
     return ops.where(ops.convert_to_tensor(surrogate.occurs), logits, _like(logits, low))
 
 

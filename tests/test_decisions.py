@@ -256,11 +256,13 @@ def test_tiny_probabilities_decide(rng):
     assert set(decision(z).tolist()) == {0, 1}
 
 
-MASKS = [-1e9, -6e4, float(np.finfo("float32").min)]
+MASKS = [-np.inf, -1e9, -1e6, float(np.finfo("float32").min)]
 
 
 @pytest.mark.parametrize("low", MASKS)
-@pytest.mark.parametrize("name", ["gla", "gla_tau", "weighted", "gla_smoothed"])
+@pytest.mark.parametrize(
+    "name", ["gla", "gla_tau", "weighted", "gla_smoothed", "gca", "gca_q", "gca_smoothed"]
+)
 def test_masked_classes_never_win(name, low, rng):
     """Not where the costs make them the best compromise, nor for a mix of only them."""
     loss, z = LOSSES[name], logits(rng, 500, 3)
