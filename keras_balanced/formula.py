@@ -108,7 +108,7 @@ def _losses_of_classes(logits, surrogate):
         inverse = _like(logits, 1.0 / surrogate.levels[:, None])
         normalizers = ops.logsumexp(logits[..., None, :] * inverse + shift, axis=-1)
         true = logits * _like(logits, 1.0 / surrogate.margins) + shift
-        cross_entropies = ops.take(normalizers, surrogate.level_of, axis=-1) - true
+        cross_entropies = ops.take(normalizers, np.array(surrogate.level_of), axis=-1) - true
     return _psi(cross_entropies, surrogate.q) * _like(logits, surrogate.weights)
 
 
@@ -173,7 +173,7 @@ def mask_absent(logits, surrogate):
         return logits
     # Not infinite: the difference of two would be NaN.
     low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else -1e9
-    return ops.where(ops.convert_to_tensor(surrogate.occurs), logits, _like(logits, low))
+    return ops.where(ops.convert_to_tensor(np.array(surrogate.occurs)), logits, _like(logits, low))
 
 
 def _without_smoothing(log_eta, surrogate):
@@ -214,7 +214,7 @@ def _stationary(logits, surrogate):
     stationary too, under `Q[g, h]`, the sum of row `g` over the classes of level `h`; and
     `u_k = sum_g U_g P_g[k]`.
     """
-    level_of, shift = surrogate.level_of, surrogate.shift
+    level_of, shift = np.array(surrogate.level_of), surrogate.shift
     num_levels = len(surrogate.levels)
     members = [np.flatnonzero((level_of == g) & surrogate.occurs) for g in range(num_levels)]
     # Members of each level, the first repeated up to one length: for the largest that is enough.
@@ -306,7 +306,8 @@ def _psi(cross_entropy, q):
 
 
 def _like(tensor, values):
-    return ops.convert_to_tensor(values, dtype=tensor.dtype)
+    # A copy: PyTorch warns of arrays that are read-only.
+    return ops.convert_to_tensor(np.array(values), dtype=tensor.dtype)
 
 
 def _log_ratio(tensor, numerator, denominator):

@@ -21,7 +21,7 @@ FLOORS = [
     {"functional", "losses"},
     {"layers", "metrics", "datasets", "models", "plots", "tuning.fingerprint"},
     {"callbacks", "calibration", "tuning.grid", "tuning.oracle"},
-    {"serving", "tuning.heads", "tuning.hypermodel"},
+    {"serving", "tuning.hypermodel"},
     {"tuning.folds"},
     {"tuning"},
 ]
@@ -47,7 +47,7 @@ ON_DEMAND = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (callbacks, datasets, metrics, models, plots, serving, tuning)
     for name in module.__all__
-    if callable(getattr(module, name)) and name not in ("FastSearch", "fast_search")
+    if callable(getattr(module, name))
 }
 
 
@@ -113,7 +113,7 @@ def test_imports_keep_to_their_floor(name):
         else:
             assert top in {"keras", "numpy", *sys.stdlib_module_names}, module
     assert "keras.src" not in text
-    if name in {"validation", "surrogates"}:
+    if name == "validation":
         assert "keras" not in rooms.imports(ast.parse(text))
 
 
