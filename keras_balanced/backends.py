@@ -334,12 +334,17 @@ def refuse_tf_keras():
         frame = frame.f_back
 
 
-def last_layer(model):
-    """Returns the layer that gives the model's output."""
-    layer = model
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
-    return layer
+def compile_arguments(model):
+    """Returns what a model was compiled with, as `compile` takes it, except for the loss."""
+    if not model.compiled:
+        return {}
+    # As of Keras 3.10. The public `get_compile_config` has no functions that are not registered.
+    arguments = dict(model._compile_config.config)
+    del arguments["loss"]
+    # These may have been set since.
+    now = {name: getattr(model, name) for name in ("run_eagerly", "steps_per_execution")}
+    is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    return {**arguments, **now, "optimizer": model.optimizer, "auto_scale_loss": is_scaled}
 
 
 def input_structure(model):

@@ -113,7 +113,7 @@ def _losses_of_classes(logits, surrogate):
         inverse = _like(logits, 1.0 / surrogate.levels[:, None])
         normalizers = ops.logsumexp(logits[..., None, :] * inverse + shift, axis=-1)
         true = logits * _like(logits, 1.0 / surrogate.margins) + shift
-        cross_entropies = ops.take(normalizers, surrogate.level_of, axis=-1) - true
+        cross_entropies = ops.take(normalizers, np.array(surrogate.level_of), axis=-1) - true
     return _psi(cross_entropies, surrogate.q) * _like(logits, surrogate.weights)
 
 
@@ -178,7 +178,7 @@ def mask_absent(logits, surrogate):
     if surrogate.occurs.all():
         return logits
     low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else MASKED
-    return ops.where(ops.convert_to_tensor(surrogate.occurs), logits, _like(logits, low))
+    return ops.where(ops.convert_to_tensor(np.array(surrogate.occurs)), logits, _like(logits, low))
 
 
 def _within_reach(logits, surrogate):
@@ -189,7 +189,7 @@ def _within_reach(logits, surrogate):
     """
     logits = ops.clip(logits, -1e30, 1e30)
     if not surrogate.occurs.all():
-        occurs = ops.convert_to_tensor(surrogate.occurs)
+        occurs = ops.convert_to_tensor(np.array(surrogate.occurs))
         logits = ops.where(occurs, logits, _like(logits, -np.inf))
     largest = backends.largest(logits)[..., None]
     # Near 0 the logits stay as they are: a difference is rounded, and of small ones not exact.
@@ -237,7 +237,7 @@ def _stationary(logits, surrogate):
     stationary too, under `Q[g, h]`, the sum of row `g` over the classes of level `h`; and
     `u_k = sum_g U_g P_g[k]`.
     """
-    level_of, shift = surrogate.level_of, surrogate.shift
+    level_of, shift = np.array(surrogate.level_of), surrogate.shift
     num_levels = len(surrogate.levels)
     members = [np.flatnonzero((level_of == g) & surrogate.occurs) for g in range(num_levels)]
     # Members of each level, the first repeated up to one length: for the largest that is enough.
@@ -332,7 +332,8 @@ def _psi(cross_entropy, q):
 
 
 def _like(tensor, values):
-    return ops.convert_to_tensor(values, dtype=tensor.dtype)
+    # A copy: PyTorch warns of arrays that are read-only.
+    return ops.convert_to_tensor(np.array(values), dtype=tensor.dtype)
 
 
 def _log_ratio(tensor, numerator, denominator):

@@ -404,7 +404,7 @@ class LogitAdjustment(keras.layers.Layer):
             return logits
         if not keras.backend.is_float_dtype(logits.dtype):
             logits = ops.cast(logits, self.compute_dtype)
-        adjusted = logits - ops.convert_to_tensor(shift, dtype=logits.dtype)
+        adjusted = logits - ops.convert_to_tensor(np.array(shift), dtype=logits.dtype)
         return formula.mask_absent(adjusted, self.surrogate)
 
     def compute_output_shape(self, input_shape):

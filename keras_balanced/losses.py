@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -31,7 +32,9 @@ class BalancedLoss(keras.losses.Loss):
     (what is done to the predictions first) or `call`. Masks, sample weights, `ignore_class`,
     probabilities, reductions and `posterior` come with it. A subclass needs no `get_config` if its
     `__init__` keeps each of its own arguments in an attribute of the same name, and hands
-    `**kwargs` on.
+    `**kwargs` on. What a Keras object was in it, such as a `ClassPrior` for a loss that needs
+    counts, is one again in a loaded loss. Two losses are equal if they are of one class and all of
+    their arguments are equal.
 
     Formula:
 
@@ -91,8 +94,6 @@ class BalancedLoss(keras.losses.Loss):
                 "above 256. Models under mixed precision need no setting here. "
                 f"Received: dtype={self.dtype}"
             )
-        if isinstance(surrogate, dict):  # Out of a config.
-            surrogate = Surrogate(**surrogate)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
                 "`surrogate` must be a `Surrogate`. "
@@ -225,6 +226,19 @@ class BalancedLoss(keras.losses.Loss):
         ]
         return {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BalancedLoss:
+        """Returns the loss of a config, of which `get_config` serialised the Keras objects."""
+        return cls(**{name: _restored(value) for name, value in config.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BalancedLoss):
+            return NotImplemented
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.surrogate))
+
     def __repr__(self) -> str:
         return validation.describe(self)
 
@@ -261,7 +275,16 @@ class _Posterior(keras.layers.Layer):
 
 
 def _plain(value):
-    return value.get_config() if isinstance(value, Surrogate) else validation.plain(value)
+    """Returns an argument as JSON keeps it."""
+    if hasattr(value, "get_config"):
+        return keras.saving.serialize_keras_object(value)
+    return validation.plain(value)
+
+
+def _restored(value):
+    """Returns an argument as it was before `_plain`."""
+    is_object = isinstance(value, dict) and "class_name" in value
+    return keras.saving.deserialize_keras_object(value) if is_object else value
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -630,3 +653,7 @@ class BinaryGCALoss(GCALoss):
             dtype,
             label_smoothing,
         )
+
+
+# By the names under which searches know them, as in `surrogates.FAMILIES`.
+LOSSES: dict[str, Callable[..., BalancedLoss]] = {"gla": GLALoss, "gca": GCALoss}

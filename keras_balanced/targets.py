@@ -262,7 +262,7 @@ def valid_ids(labels, num_classes, occurs=None):
     # Not so what is out of range, not whole, NaN or of more than 32 bits.
     valid = ops.equal(ops.cast(ids, labels.dtype), labels)
     if occurs is not None and not occurs.all():
-        valid = ops.logical_and(valid, ops.take(occurs, ids))
+        valid = ops.logical_and(valid, ops.take(np.array(occurs), ids))
     return ids, valid
 
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"decisions"},
     {"layers", "metrics", "datasets", "models", "plots", "tuning.fingerprint"},
     {"callbacks", "calibration", "tuning.grid", "tuning.oracle"},
-    {"serving", "tuning.heads", "tuning.hypermodel"},
+    {"serving", "tuning.hypermodel"},
     {"tuning.folds"},
     {"tuning"},
 ]
@@ -48,7 +48,7 @@ ON_DEMAND = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (callbacks, datasets, metrics, models, plots, serving, tuning)
     for name in module.__all__
-    if callable(getattr(module, name)) and name not in ("FastSearch", "fast_search")
+    if callable(getattr(module, name))
 }
 
 
@@ -116,7 +116,7 @@ def test_imports_keep_to_their_floor(name):
         else:
             assert top in {"keras", "numpy", *sys.stdlib_module_names}, module
     assert "keras.src" not in text
-    if name in {"validation", "surrogates"}:
+    if name == "validation":
         assert "keras" not in rooms.imports(ast.parse(text))
 
 
