@@ -32,8 +32,11 @@ class PerClassReport(keras.callbacks.Callback):
     `History`, and those that come after it in the list of callbacks, see them: `CSVLogger`,
     `TensorBoard`, `EarlyStopping` with `mode="max"`.
 
-    A model of one logit has the classes 0 and 1. Of independent labels, told by a binary loss, each
-    has its balanced accuracy in place of the recall: `val_balanced_accuracy_<class name>`.
+    A model of one logit, or of one at each position, has the classes 0 and 1. Of independent
+    labels each has its balanced accuracy in place of the recall:
+    `val_balanced_accuracy_<class name>`. A binary loss of ours tells labels from positions by its
+    rates, one or a vector; under a binary loss of Keras outputs `(B, L)` are those of labels,
+    unless a `loss` of one rate is given, and `(B, T, 1)` positions.
 
     Args:
         validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or their batches: a
@@ -43,7 +46,7 @@ class PerClassReport(keras.callbacks.Callback):
             the `class_indices` of Keras's generators; for one logit also that of label 1 alone.
             `None` is their numbers.
         num_classes_shown: How many classes to print, at least 1. Defaults to 5.
-        ignore_class: Integer label that is not counted.
+        ignore_class: Integer label, or a list of several, that is not counted.
         output_name: Name of the output to report on, of a model with several in a dict; the labels
             are then a dict of the same names. `None` is the only output.
         loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
@@ -76,7 +79,7 @@ class PerClassReport(keras.callbacks.Callback):
         validation_data: Any,
         class_names: Sequence[str] | Mapping | None = None,
         num_classes_shown: int = 5,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         output_name: str | None = None,
         loss: losses.BalancedLoss | None = None,
         threshold: float | None = None,
@@ -93,7 +96,7 @@ class PerClassReport(keras.callbacks.Callback):
         self.num_classes_shown = validation.check_integer(
             "num_classes_shown", num_classes_shown, low=1
         )
-        self.ignore_class = ignore_class
+        self.ignore_class = validation.check_ignore_class(ignore_class)
         self.output_name = output_name
         self.loss = loss
         self.threshold = threshold
@@ -105,27 +108,26 @@ class PerClassReport(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         # So that what does not fit is found before an epoch has passed.
         compiled = self._of_output(getattr(self.model, "loss", None))
-        for x, _, _ in self._batches():
-            shape = self._outputs(x).shape
-            num_outputs = shape[-1] if len(shape) > 1 else 1
+        for first in self._batches():
+            shape = self._outputs(first[0]).shape
             break
         else:
             raise ValueError("`validation_data` expected at least one batch. Received: none")
         if isinstance(compiled, losses.BalancedLoss) and compiled.from_logits:
             # On JAX the loss cannot see it.
             backends.refuse_probability_layer(self.model, self.output_name)
-        self._metric = self._make_metric(num_outputs, compiled)
-        self._score, names = "recall", max(num_outputs, 2)
-        if isinstance(self._metric, metrics.BinaryBalancedAccuracy) and num_outputs > 1:
-            self._score = "balanced_accuracy"
-        self._names = validation.check_class_names(self.class_names, names, num_outputs == 1)
+        self._metric = self._make_metric(shape, compiled)
+        num_labels = getattr(self._metric, "num_labels", None)
+        one_logit = isinstance(self._metric, metrics.BinaryBalancedAccuracy) and not num_labels
+        self._score = "balanced_accuracy" if num_labels else "recall"
+        names = num_labels or self._metric.num_classes
+        self._names = validation.check_class_names(self.class_names, names, one_logit)
+        self._update(*first)
 
     def on_epoch_end(self, epoch, logs=None):
         self._metric.reset_state()
-        for x, y, weights in self._batches():
-            # Not `predict`, which loses the masks.
-            y, weights = (self._of_output(part) for part in (y, weights))
-            self._metric.update_state(y, self._outputs(x), weights)
+        for batch in self._batches():
+            self._update(*batch)
         recalls, totals = (
             keras.ops.convert_to_numpy(values)
             for values in (self._metric.recalls(), self._metric.total)
@@ -156,16 +158,31 @@ class PerClassReport(keras.callbacks.Callback):
             least = float(scores[worst[0]]) if worst.size else 0.0
             logs[f"val_worst_{'label' if recalls.ndim == 2 else 'class'}_{self._score}"] = least
 
-    def _make_metric(self, num_outputs, compiled):
+    def _update(self, x, y, weights):
+        # Not `predict`, which loses the masks.
+        y, weights = (self._of_output(part) for part in (y, weights))
+        self._metric.update_state(y, self._outputs(x), weights)
+
+    def _make_metric(self, shape, compiled):
         """Returns the metric that counts, for classes, one logit or independent labels."""
         loss = compiled if self.loss is None else self.loss
+        num_outputs = shape[-1] if len(shape) > 1 else 1
+        num_labels = num_outputs if num_outputs > 1 else None
         if isinstance(loss, losses.BalancedLoss):
             binary, probabilities = loss.surrogate.binary, not loss.from_logits
+            num_labels = loss.surrogate.num_labels  # One rate is that of every position.
         else:
             binary = _is_binary(loss)
             probabilities = binary and not getattr(loss, "from_logits", False)
         if num_outputs > 1 and not binary:
             return metrics.ClassRecall(num_outputs, ignore_class=self.ignore_class, loss=self.loss)
+        if num_labels and len(shape) > 2 and not isinstance(loss, losses.BalancedLoss):
+            raise ValueError(
+                "`loss` must say what outputs of more than two axes are: positions of one label, "
+                "as `loss=BinaryGLALoss(rate)` says (or outputs of one more axis, of 1), or "
+                f"labels, as one of a vector of rates says. Received: outputs of shape {shape} "
+                "and a loss of Keras"
+            )
         threshold = self.threshold
         if threshold is None and self.loss is None:
             probabilities |= backends.probability_layer(self.model, self.output_name) is not None
@@ -173,7 +190,7 @@ class PerClassReport(keras.callbacks.Callback):
         return metrics.BinaryBalancedAccuracy(
             threshold,
             self.ignore_class,
-            num_labels=num_outputs if num_outputs > 1 else None,
+            num_labels=num_labels,
             loss=self.loss,
         )
 

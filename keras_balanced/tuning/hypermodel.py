@@ -138,7 +138,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         names = {_name(metric) for metric in metrics}
         metrics += [_fresh(m, loss) for m in _compiled_metrics(model) if _name(m) not in names]
         if not any(isinstance(metric, BalancedAccuracy) for metric in metrics):
-            metrics.append(BalancedAccuracy(self.num_classes, loss=loss))
+            metrics.append(BalancedAccuracy(self.num_classes, loss.ignore_class, loss=loss))
         model.compile(**arguments, loss=loss, metrics=metrics)
         if model.built:  # So that a checkpoint finds the optimizer's variables.
             model.optimizer.build(model.trainable_variables)
