@@ -12,8 +12,8 @@ RECIPES := .venv-recipes
 LOWEST := .venv-lowest
 WHEEL := .venv-wheel
 CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide \
-	distribution_jax functional keras_contract labels layers long_tailed_tables loops losses metrics numerics posterior \
-	round_trips serving tables targets)
+	distribution_jax functional keras_contract labels layers long_tailed_tables loops losses metrics numerics pairs \
+	posterior round_trips serving tables targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 

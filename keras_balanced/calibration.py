@@ -400,11 +400,6 @@ def check_model(model, loss):
         backends.refuse_probability_layer(model)
     if not loss.surrogate.binary or loss.surrogate.num_labels:
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
-    elif model.outputs[0].shape[1:] not in ((), (1,)):
-        raise ValueError(
-            "`model` must have one logit per example for a binary loss. "
-            f"Received: an output of shape {model.outputs[0].shape}"
-        )
 
 
 def only(outputs):
@@ -459,31 +454,34 @@ def _labelled(loss, y_pred, y_true, weights=None):
     """Returns the logits, labels and weights of the labelled positions of a batch, and which."""
     num_classes = len(loss.surrogate.priors)
     logits = loss.logits(y_pred)
-    y_true = targets.as_numpy("Labels", y_true)
+    y_true = targets.as_tensor("y_true", y_true)
     if loss.surrogate.binary:
-        logits = ops.reshape(logits, (-1,))
-        y_true, shape = np.reshape(y_true, logits.shape), tuple(logits.shape)
+        y_true, logits = targets.match_binary(y_true, logits)
+        shape, sparse = tuple(logits.shape), True
     else:
+        y_true, sparse = targets.match_shapes(y_true, logits, num_classes)
         shape = tuple(logits.shape[:-1])
     weights = np.ones(()) if weights is None else targets.as_numpy("Weights", weights)
-    if loss.surrogate.binary and weights.ndim:
-        weights = np.reshape(weights, shape)
     weights = targets.match_weights(weights, shape).reshape(-1)
-    if not loss.surrogate.binary:
-        y_true, sparse = targets.match_shapes(ops.convert_to_tensor(y_true), logits, num_classes)
-        y_true = ops.convert_to_numpy(y_true)
-        if not sparse:
-            one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
-            if not one_hot[weights.reshape(shape) > 0].all():
-                raise ValueError(
-                    "`validation_data` must have integer or one-hot labels. Received: soft targets"
-                )
-            y_true = y_true.argmax(axis=-1)
+    if not (weights >= 0).all():
+        raise ValueError(
+            "The weights of `validation_data` must not be negative. Received: weights from "
+            f"{weights.min()}"
+        )
+    y_true = ops.convert_to_numpy(y_true)
+    if not sparse:
+        targets.refuse_ignored(y_true, loss.ignore_class)
+        one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
+        if not one_hot[weights.reshape(shape) > 0].all():
+            raise ValueError(
+                "`validation_data` must have integer or one-hot labels. Received: soft targets"
+            )
+        y_true = y_true.argmax(axis=-1)
     labels = y_true.reshape(-1)
     # A label of weight 0 may be anything.
     kept = weights != 0
     if loss.ignore_class is not None:
-        kept &= labels != loss.ignore_class
+        kept &= ~targets.is_ignored(labels, loss.ignore_class)
     occurs = loss.surrogate.occurs
     bad = np.unique(labels[kept & ~np.isin(labels, np.flatnonzero(occurs))])
     if bad.size:

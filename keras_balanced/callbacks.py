@@ -36,8 +36,11 @@ class PerClassReport(keras.callbacks.Callback):
     swaps the weights for their averages, as `SwapEMAWeights`, does so for both. In another one it
     looks at the weights that the model then has.
 
-    A model of one logit has the classes 0 and 1. Of independent labels, told by a binary loss, each
-    has its balanced accuracy in place of the recall: `val_balanced_accuracy_<class name>`.
+    A model of one logit, or of one at each position, has the classes 0 and 1. Of independent
+    labels each has its balanced accuracy in place of the recall:
+    `val_balanced_accuracy_<class name>`. A binary loss of ours tells labels from positions by its
+    rates, one or a vector; under a binary loss of Keras outputs `(B, L)` are those of labels,
+    unless a `loss` of one rate is given, and `(B, T, 1)` positions.
 
     Args:
         validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or their batches: a
@@ -47,7 +50,7 @@ class PerClassReport(keras.callbacks.Callback):
             the `class_indices` of Keras's generators; for one logit also that of label 1 alone.
             `None` is their numbers.
         num_classes_shown: How many classes to print, at least 1. Defaults to 5.
-        ignore_class: Integer label that is not counted.
+        ignore_class: Integer label, or a list of several, that is not counted.
         output_name: Name of the output to report on, of a model with several in a dict; the labels
             are then a dict of the same names. `None` is the only output.
         loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
@@ -81,7 +84,7 @@ class PerClassReport(keras.callbacks.Callback):
         validation_data: Any,
         class_names: Sequence[str] | Mapping | None = None,
         num_classes_shown: int = 5,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         output_name: str | None = None,
         loss: losses.BalancedLoss | None = None,
         threshold: float | None = None,
@@ -103,7 +106,7 @@ class PerClassReport(keras.callbacks.Callback):
         self.num_classes_shown = validation.check_integer(
             "num_classes_shown", num_classes_shown, low=1
         )
-        self.ignore_class = ignore_class
+        self.ignore_class = validation.check_ignore_class(ignore_class)
         self.output_name = output_name
         self.loss = loss
         self.threshold = threshold
@@ -124,12 +127,12 @@ class PerClassReport(keras.callbacks.Callback):
             # On JAX the loss cannot see it.
             backends.refuse_probability_layer(self.model, self.output_name)
         shape = self._outputs(first[0]).shape
-        num_outputs = shape[-1] if len(shape) > 1 else 1
-        self._metric = self._make_metric(num_outputs, compiled)
-        self._score, names = "recall", max(num_outputs, 2)
-        if isinstance(self._metric, metrics.BinaryBalancedAccuracy) and num_outputs > 1:
-            self._score = "balanced_accuracy"
-        self._names = validation.check_class_names(self.class_names, names, num_outputs == 1)
+        self._metric = self._make_metric(shape, compiled)
+        num_labels = getattr(self._metric, "num_labels", None)
+        one_logit = isinstance(self._metric, metrics.BinaryBalancedAccuracy) and not num_labels
+        self._score = "balanced_accuracy" if num_labels else "recall"
+        names = num_labels or self._metric.num_classes
+        self._names = validation.check_class_names(self.class_names, names, one_logit)
         self._count([first])
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -193,16 +196,26 @@ class PerClassReport(keras.callbacks.Callback):
                 "`ignore_class`. Received: others, or NaN weights"
             )
 
-    def _make_metric(self, num_outputs, compiled):
+    def _make_metric(self, shape, compiled):
         """Returns the metric that counts, for classes, one logit or independent labels."""
         loss = compiled if self.loss is None else self.loss
+        num_outputs = shape[-1] if len(shape) > 1 else 1
+        num_labels = num_outputs if num_outputs > 1 else None
         if isinstance(loss, losses.BalancedLoss):
             binary, probabilities = loss.surrogate.binary, not loss.from_logits
+            num_labels = loss.surrogate.num_labels  # One rate is that of every position.
         else:
             binary = _is_binary(loss)
             probabilities = binary and not getattr(loss, "from_logits", False)
         if num_outputs > 1 and not binary:
             return metrics.ClassRecall(num_outputs, ignore_class=self.ignore_class, loss=self.loss)
+        if num_labels and len(shape) > 2 and not isinstance(loss, losses.BalancedLoss):
+            raise ValueError(
+                "`loss` must say what outputs of more than two axes are: positions of one label, "
+                "as `loss=BinaryGLALoss(rate)` says (or outputs of one more axis, of 1), or "
+                f"labels, as one of a vector of rates says. Received: outputs of shape {shape} "
+                "and a loss of Keras"
+            )
         threshold = self.threshold
         if threshold is None and self.loss is None:
             probabilities |= backends.probability_layer(self.model, self.output_name) is not None
@@ -210,7 +223,7 @@ class PerClassReport(keras.callbacks.Callback):
         return metrics.BinaryBalancedAccuracy(
             threshold,
             self.ignore_class,
-            num_labels=num_outputs if num_outputs > 1 else None,
+            num_labels=num_labels,
             loss=self.loss,
         )
 

@@ -56,18 +56,15 @@ def surrogate_loss(y_true, logits, surrogate, ignore_class=None):
     y_true, sparse = targets.match_shapes(y_true, logits, len(surrogate.priors))
     if sparse:
         return _sparse_loss(y_true, logits, surrogate, ignore_class)
-    if ignore_class is not None:
-        raise ValueError(
-            "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
-            f"{tuple(y_true.shape)} and ignore_class={ignore_class}"
-        )
+    targets.refuse_ignored(y_true, ignore_class)
     return _soft_loss(ops.cast(y_true, logits.dtype), logits, surrogate)
 
 
 def _sparse_loss(labels, logits, surrogate, ignore_class):
     if ignore_class is not None:
-        ignored = ops.equal(labels, ignore_class)
-        labels = ops.where(ignored, 0, labels)
+        ignored = targets.is_ignored(labels, ignore_class)
+        label = targets.stand_in(surrogate.occurs, ignore_class)
+        labels = ops.where(ignored, ops.full_like(labels, label), labels)
         # So that a NaN there does not reach the gradient.
         logits = ops.where(ignored[..., None], _like(logits, 0.0), logits)
 
@@ -122,7 +119,7 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
     y_true, logits = targets.match_binary(y_true, logits, surrogate.num_labels)
     y_true = ops.cast(y_true, logits.dtype)
     if ignore_class is not None:
-        ignored = ops.equal(y_true, ignore_class)
+        ignored = targets.is_ignored(y_true, ignore_class)
         y_true = ops.where(ignored, _like(logits, 0.0), y_true)
         logits = ops.where(ignored, _like(logits, 0.0), logits)
     valid = ops.logical_and(y_true >= 0, y_true <= 1)

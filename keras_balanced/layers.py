@@ -11,7 +11,7 @@ from keras import ops
 from keras_balanced import backends, batches, formula, surrogates, targets, validation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -52,8 +52,8 @@ class ClassPrior(keras.layers.Layer):
         multi_label: Whether the labels are `(..., K)` of independent zeros and ones (or `(...)`
             when `K` is 1), and the priors their positive rates, for the binary losses. `call`
             then gives the prior of each zero or one, with `K = 2` in the weight.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted. `call`
-            gives it 0.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. `call` gives it 0.
         counts: Counts that come from elsewhere (a database, Beam, Spark), in place of `adapt`:
             `(K,)`, or with `multi_label` `(K, 2)` of zeros and ones.
         **kwargs: `name` and `dtype` of the layer.
@@ -80,7 +80,7 @@ class ClassPrior(keras.layers.Layer):
         smoothing: float = 0.0,
         output_mode: Literal["prior", "log_prior", "weight"] = "prior",
         multi_label: bool = False,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         counts: ArrayLike | None = None,
         **kwargs: Any,
     ):
@@ -212,7 +212,7 @@ class ClassPrior(keras.layers.Layer):
         outputs = ops.where(valid, outputs, ops.full_like(outputs, np.nan))
         if self.ignore_class is None:
             return outputs
-        ignored = ops.equal(labels, self.ignore_class)
+        ignored = targets.is_ignored(labels, self.ignore_class)
         return ops.where(ignored, ops.zeros_like(outputs), outputs)
 
     def compute_output_spec(self, labels):
@@ -258,7 +258,7 @@ class ClassPrior(keras.layers.Layer):
             labels = labels[..., None]
         weights = targets.match_weights(np.ones(()) if weights is None else weights, labels.shape)
         if self.ignore_class is not None:
-            weights = np.where(labels != self.ignore_class, weights, 0.0)
+            weights = np.where(targets.is_ignored(labels, self.ignore_class), 0.0, weights)
         labels = np.where(weights > 0, labels, 0)
         invalid = labels[~((labels >= 0) & (labels <= 1))]
         if labels.shape[-1:] != (self.num_classes,) or invalid.size:
@@ -285,7 +285,7 @@ class ClassPrior(keras.layers.Layer):
 
     def _count_chunk(self, labels, weights):
         if self.ignore_class is not None:
-            kept = labels != self.ignore_class
+            kept = ~targets.is_ignored(labels, self.ignore_class)
             labels, weights = labels[kept], None if weights is None else weights[kept]
         with np.errstate(invalid="ignore"):  # NaN
             classes = labels.astype("int64", copy=False)

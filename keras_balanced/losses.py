@@ -14,6 +14,8 @@ from keras_balanced import backends, formula, surrogates, targets, validation
 from keras_balanced.surrogates import Surrogate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
 
     from keras_balanced.validation import ClassMix
@@ -49,8 +51,8 @@ class BalancedLoss(keras.losses.Loss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -82,7 +84,7 @@ class BalancedLoss(keras.losses.Loss):
         self,
         surrogate: Surrogate,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "balanced_loss",
         dtype: str | None = None,
@@ -128,7 +130,8 @@ class BalancedLoss(keras.losses.Loss):
             # A copy: on PyTorch Keras multiplies a mask into it in place.
             sample_weight = ops.copy(targets.match_weights(sample_weight, shape))
             counted = counted * sample_weight
-        return super().__call__(targets.blank_labels(y_true, counted), y_pred, sample_weight)
+        y_true = targets.blank_labels(y_true, counted, self.surrogate.occurs, self.ignore_class)
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def logits(self, y_pred: Any) -> Any:
         """Returns the predictions as the logits `(..., K)` of the formula."""
@@ -140,8 +143,8 @@ class BalancedLoss(keras.losses.Loss):
         if self.ignore_class is None:
             return losses
         y_true = targets.as_tensor("y_true", y_true)
-        kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
-        return backends.set_mask(losses, kept)
+        kept = ops.logical_not(targets.is_ignored(y_true, self.ignore_class))
+        return backends.set_mask(losses, ops.reshape(kept, ops.shape(losses)))
 
     def log_posterior(self, logits: Any, *, priors: ClassMix | None = None) -> Any:
         """Returns the natural logarithm of what `posterior` gives.
@@ -326,8 +329,8 @@ class GLALoss(BalancedLoss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -368,7 +371,7 @@ class GLALoss(BalancedLoss):
         tau: float | None = None,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gla_loss",
         dtype: str | None = None,
@@ -424,8 +427,8 @@ class GCALoss(BalancedLoss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -469,7 +472,7 @@ class GCALoss(BalancedLoss):
         consistent: bool = False,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gca_loss",
         dtype: str | None = None,
@@ -513,8 +516,8 @@ class BinaryGLALoss(GLALoss):
             balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GLALoss`.
-        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
-            denominator: labels that are not known.
+        ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
+            in value, gradient or denominator: labels that are not known.
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -548,7 +551,7 @@ class BinaryGLALoss(GLALoss):
         tau: float | None = None,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gla_loss",
         dtype: str | None = None,
@@ -598,8 +601,8 @@ class BinaryGCALoss(GCALoss):
             balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GCALoss`.
-        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
-            denominator: labels that are not known.
+        ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
+            in value, gradient or denominator: labels that are not known.
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -634,7 +637,7 @@ class BinaryGCALoss(GCALoss):
         consistent: bool = False,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gca_loss",
         dtype: str | None = None,

@@ -82,9 +82,14 @@ class _ClassMetric(keras.metrics.Metric):
             y_true, weights = self._check_labels(y_true, weights)
             y_true = ops.reshape(y_true, (-1,))
         else:
+            self._check_ignored(y_true)
             y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
             y_true = ops.reshape(y_true, (-1, self.num_classes))
         return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
+
+    def _check_ignored(self, y_true):
+        """Raises for class ids to ignore in targets `(..., K)`."""
+        targets.refuse_ignored(y_true, self.ignore_class)
 
     def _flatten_binary(self, y_true, y_pred, sample_weight, num_labels=None):
         """Returns labels in `[0, 1]`, predictions and weights, all `(N, L)`, `L` 1 by default."""
@@ -93,8 +98,8 @@ class _ClassMetric(keras.metrics.Metric):
         weights = self._weights(y_pred, sample_weight, ops.shape(decided))
         y_true = ops.cast(y_true, self.dtype)
         if self.ignore_class is not None:
-            kept = ops.not_equal(y_true, self.ignore_class)
-            weights = weights * ops.cast(kept, self.dtype)
+            ignored = targets.is_ignored(y_true, self.ignore_class)
+            weights = ops.where(ignored, ops.zeros_like(weights), weights)
         valid = ops.logical_and(y_true >= 0, y_true <= 1)
         weights = self._spoil(weights, valid)
         y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
@@ -118,7 +123,7 @@ class _ClassMetric(keras.metrics.Metric):
         ids, valid = targets.valid_ids(labels, self.num_classes)
         weights = self._spoil(weights, valid)
         if self.ignore_class is not None:
-            ignored = ops.equal(labels, self.ignore_class)
+            ignored = targets.is_ignored(labels, self.ignore_class)
             weights = ops.where(ignored, ops.zeros_like(weights), weights)
         return ids, weights
 
@@ -217,7 +222,8 @@ class BalancedAccuracy(_RecallMetric):
 
     Args:
         num_classes: Number of classes `K`, at least 2.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
         loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
@@ -239,7 +245,7 @@ class BalancedAccuracy(_RecallMetric):
     def __init__(
         self,
         num_classes: int,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         name: str | None = "balanced_accuracy",
         dtype: str | None = None,
         loss: BalancedLoss | None = None,
@@ -265,7 +271,8 @@ class ClassRecall(_RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         class_id: The class whose recall is wanted. `None` (default) gives all, as `(K,)`.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
         loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
@@ -288,7 +295,7 @@ class ClassRecall(_RecallMetric):
         self,
         num_classes: int,
         class_id: int | None = None,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         name: str | None = "class_recall",
         dtype: str | None = None,
         loss: BalancedLoss | None = None,
@@ -321,7 +328,8 @@ class WorstClassRecall(_RecallMetric):
 
     Args:
         num_classes: Number of classes `K`, at least 2.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
         loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
@@ -343,7 +351,7 @@ class WorstClassRecall(_RecallMetric):
     def __init__(
         self,
         num_classes: int,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         name: str | None = "worst_class_recall",
         dtype: str | None = None,
         loss: BalancedLoss | None = None,
@@ -372,7 +380,8 @@ class GeometricMeanRecall(_RecallMetric):
 
     Args:
         num_classes: Number of classes `K`, at least 2.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
         loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
@@ -397,7 +406,7 @@ class GeometricMeanRecall(_RecallMetric):
     def __init__(
         self,
         num_classes: int,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         name: str | None = "geometric_mean_recall",
         dtype: str | None = None,
         loss: BalancedLoss | None = None,
@@ -466,7 +475,8 @@ class ShotRecall(_RecallMetric):
         group: `"many"` (more than `thresholds[0]` examples), `"few"` (fewer than
             `thresholds[1]`) or `"medium"` (the rest).
         thresholds: Two numbers of examples, the larger first. Defaults to `(100, 20)`.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. For integer `y_true` only.
         name: Optional name of the metric. Defaults to the group and `"_shot_recall"`.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
         loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
@@ -493,7 +503,7 @@ class ShotRecall(_RecallMetric):
         counts: ArrayLike | HasCounts,
         group: Literal["many", "medium", "few"],
         thresholds: Sequence[float] = (100, 20),
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         name: str | None = None,
         dtype: str | None = None,
         loss: BalancedLoss | None = None,
@@ -548,7 +558,8 @@ class BinaryBalancedAccuracy(_RecallMetric):
         threshold: Number that the prediction of label 1 exceeds; with `num_labels` one for all or
             `(L,)`. `None` (default) is 0, for logits, and with a `loss` 0.5, for its
             probabilities; probabilities need a number.
-        ignore_class: Integer label, such as -1 for labels that are not known, that is not counted.
+        ignore_class: Integer label, such as -1 for labels that are not known, or a list of
+            several, that is not counted.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
         num_labels: Number `L` of independent labels in `(..., L)`: the result is the mean over
@@ -572,7 +583,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
     def __init__(
         self,
         threshold: float | Sequence[float] | None = None,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         name: str | None = "binary_balanced_accuracy",
         dtype: str | None = None,
         num_labels: int | None = None,
@@ -684,8 +695,8 @@ class ClassCalibrationError(_ClassMetric):
         from_logits: Whether `y_pred` is logits, of which the softmax is taken (the sigmoid where
             `num_classes` is 1). `False` (default) is probabilities, as `loss.posterior` gives
             them: the softmax of a balanced loss's logits is not one.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted. Of
-            independent labels one outside `[0, 1]`, for those that are not known.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. Of independent labels outside `[0, L)`, for those that are not known.
         name: Optional name of the metric.
         dtype: Dtype of the sums.
         loss: The loss that the model is trained with: `y_pred` is then what the loss takes, and
@@ -714,7 +725,7 @@ class ClassCalibrationError(_ClassMetric):
         num_classes: int,
         num_bins: int = 15,
         from_logits: bool = False,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         name: str | None = "class_calibration_error",
         dtype: str | None = None,
         loss: BalancedLoss | None = None,
@@ -754,9 +765,9 @@ class ClassCalibrationError(_ClassMetric):
             weights = weights[:, None]
             if len(y_true.shape) == 1:
                 y_true = ops.one_hot(y_true, self.num_classes, dtype=self.dtype)
-            elif self.ignore_class is not None and self.ignore_class not in (0, 1):
-                known = ops.not_equal(y_true, self.ignore_class)
-                weights = ops.where(known, weights, ops.zeros_like(weights))
+            elif self.ignore_class is not None:
+                unknown = targets.is_ignored(y_true, self.ignore_class)
+                weights = ops.where(unknown, ops.zeros_like(weights), weights)
         probabilities = ops.cast(y_pred, self.dtype)
         if self.from_logits:
             probabilities = (ops.sigmoid if self.num_classes == 1 else ops.softmax)(probabilities)
@@ -769,6 +780,11 @@ class ClassCalibrationError(_ClassMetric):
         self.gap.assign_add(_sums(gaps, cells, self.num_classes * self.num_bins))
         weights = ops.broadcast_to(weights, ops.shape(probabilities))
         self.weight.assign_add(ops.sum(_sums(weights)) / self.num_classes)
+
+    def _check_ignored(self, y_true):
+        # Outside, it is a label that is not known: nothing tells labels from one-hot targets.
+        if targets.is_ignored(np.arange(self.num_classes), self.ignore_class).any():
+            super()._check_ignored(y_true)
 
     def result(self) -> Any:
         return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)

@@ -246,8 +246,8 @@ def _archive(tf, model, input_names, loss, classes):
     logits_of = archive.add_endpoint("raw", raw, [specs])
 
     def log_posterior(logits):
-        if loss.surrogate.binary and not labels and len(logits.shape) > 1:
-            logits = logits[..., 0]
+        if loss.surrogate.binary and not labels and logits.shape[-1:] == (1,):
+            logits = logits[..., 0]  # Others are positions: each has its logit.
         return loss.log_posterior(logits)
 
     shape = logits_of.get_concrete_function().structured_outputs["logits"].shape

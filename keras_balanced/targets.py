@@ -1,5 +1,7 @@
 """What labels, weights and predictions may look like: their forms, shapes and kinds."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -161,16 +163,58 @@ def shape_of_losses(y_pred, binary):
     return shape[:-1] if one_label or not binary else shape
 
 
-def blank_labels(y_true, weights):
-    """Returns labels with 0 where their weight is 0: such a label may be anything."""
+def is_ignored(labels, ignore_class):
+    """Returns whether each label is to be ignored: is `ignore_class`, or one of several."""
+    ids = ignore_class if isinstance(ignore_class, list) else [ignore_class]
+    if isinstance(labels, np.ndarray):
+        return functools.reduce(np.logical_or, (labels == i for i in ids))
+    labels = signed(labels)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if not keras.backend.is_float_dtype(dtype):  # No label is what its dtype cannot hold.
+        ids = [i for i in ids if np.iinfo(dtype).min <= i <= np.iinfo(dtype).max]
+    none = ops.zeros_like(labels, dtype="bool")
+    return functools.reduce(ops.logical_or, (ops.equal(labels, i) for i in ids), none)
+
+
+def refuse_ignored(y_true, ignore_class, what=""):
+    """Raises for targets `(..., K)`, which have no class ids that could be ignored."""
+    if ignore_class is not None:
+        raise ValueError(
+            "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
+            f"{tuple(y_true.shape)} and ignore_class={ignore_class}{what}"
+        )
+
+
+def stand_in(occurs, ignore_class=None):
+    """Returns the class that stands in for a label that does not count.
+
+    One that occurs and is not ignored: the label goes through all that is done with the others.
+    `occurs` is `(K,)`, or of binary labels `(2,)` or `(L, 2)`, which all occur.
+    """
+    ids = np.flatnonzero(np.atleast_2d(occurs)[0])
+    if ignore_class is not None:
+        counted = ids[~is_ignored(ids, ignore_class)]
+        ids = counted if counted.size else ids
+    return int(ids[0])
+
+
+def blank_labels(y_true, weights, occurs=(True,), ignore_class=None):
+    """Returns targets with another label where their weight is 0: such a label may be anything.
+
+    One to ignore stays. One-hot and soft targets become 0 for every class.
+    """
     rank = len(weights.shape)
-    if len(y_true.shape) == rank + 1 and y_true.shape[-1] == 1:
+    while len(y_true.shape) > rank and y_true.shape[-1] == 1:
         y_true = ops.squeeze(y_true, axis=-1)
     if not _fits(y_true.shape[:rank], weights.shape):
         return y_true  # For others to refuse.
-    if len(y_true.shape) == rank + 1:  # One-hot or soft targets.
-        weights = weights[..., None]
-    return ops.where(ops.equal(weights, 0), ops.zeros_like(y_true), y_true)
+    excluded = ops.equal(weights, 0)
+    if len(y_true.shape) > rank:
+        return ops.where(excluded[..., None], ops.zeros_like(y_true), y_true)
+    if ignore_class is not None:
+        excluded = ops.logical_and(excluded, ops.logical_not(is_ignored(y_true, ignore_class)))
+    label = stand_in(occurs, ignore_class)
+    return ops.where(excluded, ops.full_like(y_true, label), y_true)
 
 
 def match_weights(weights, shape):
@@ -229,21 +273,22 @@ def match_shapes(y_true, logits, num_classes, **words):
 def match_binary(y_true, logits, num_labels=None):
     """Returns labels and logits of one shape: `(...)`, or `(..., L)` for `num_labels`."""
     shapes = tuple(y_true.shape), tuple(logits.shape)
+    true_shape = shapes[0]
     if num_labels is None:
-        y_true, logits = (
-            ops.squeeze(x, axis=-1) if len(x.shape) > 1 and x.shape[-1] == 1 else x
-            for x in (y_true, logits)
-        )
+        if len(logits.shape) > 1 and logits.shape[-1] == 1:
+            logits = ops.squeeze(logits, axis=-1)
+        while len(true_shape) > len(logits.shape) and true_shape[-1] in (1, None):
+            true_shape = true_shape[:-1]
         expected = tuple(logits.shape)
     else:
         expected = (*logits.shape[:-1], num_labels)
-    if not (_fits(y_true.shape, expected) and _fits(logits.shape, expected)):
+    if not (_fits(true_shape, expected) and _fits(logits.shape, expected)):
         raise ValueError(
             "`y_true` and `y_pred` must both be `(...)` or `(..., 1)` for one positive rate, and "
             f"`(..., L)` for a vector of `L`. Received: y_true.shape={shapes[0]}, "
             f"y_pred.shape={shapes[1]} and {num_labels or 1} rates"
         )
-    if None in y_true.shape:
+    if None in shapes[0] or true_shape != shapes[0]:
         y_true = ops.reshape(y_true, ops.shape(logits))
     return y_true, logits
 

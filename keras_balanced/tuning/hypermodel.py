@@ -150,7 +150,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         metrics = [m for metric in arguments["metrics"] if (m := _beside(metric, weighted))]
         every = metrics + arguments["weighted_metrics"]
         if not any(isinstance(metric, BalancedAccuracy) for metric in every):
-            metrics.append(BalancedAccuracy(self.num_classes, loss=loss))
+            metrics.append(BalancedAccuracy(self.num_classes, loss.ignore_class, loss=loss))
         arguments["metrics"] = metrics
         return {name: value for name, value in arguments.items() if value != []}
 
