@@ -139,6 +139,11 @@ def rows_of_values(ragged):
     return ragged.value_rowids() if getattr(ragged, "ragged_rank", None) == 1 else None
 
 
+def sampler_of(loader):
+    """Returns what gives a grain `DataLoader` its indices (grain 0.2.18), or `None`."""
+    return getattr(loader, "_sampler", None)
+
+
 def is_tf_symbol(tensor):
     """Returns whether a tensor belongs to a graph of `tf.data`."""
     return type(tensor).__name__ == "SymbolicTensor"
