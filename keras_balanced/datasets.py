@@ -110,7 +110,9 @@ def long_tail(
     if is_dataset:
         labels = reading.labels_of_examples(x, y, "x")
     else:
-        x, labels, _ = reading.examples(np.asarray(x) if isinstance(x, (list, tuple)) else x, y)
+        x = np.asarray(x) if isinstance(x, (list, tuple)) else x
+        arrays, labels, _ = reading.examples(x, y)
+        x = x if hasattr(x, "iloc") else arrays  # A table of pandas stays one.
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(
                 "`y` must be integer labels `(N,)`, one for each of the examples in `x`. "

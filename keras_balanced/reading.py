@@ -6,7 +6,7 @@ import itertools
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -144,7 +144,8 @@ def number_of_batches(data: Any) -> float | None:
     except OverflowError:
         return math.inf
     except TypeError as error:  # TensorFlow says in it why there is no length.
-        return math.inf if "infinite" in str(error) or _is_endless_grain(data) else None
+        is_endless = "infinite" in str(error) or backends.is_endless_distributed(data)
+        return math.inf if is_endless or _is_endless_grain(data) else None
     if number is None:
         return math.inf if is_py_dataset else None
     return math.inf if number >= _ENDLESS else number
@@ -248,6 +249,8 @@ def as_inputs(x: Any) -> Any:
                 type(x)(map(as_inputs, x)) if type(x) in (list, tuple) else list(map(as_inputs, x))
             )
         return np.asarray(x)
+    if hasattr(x, "toarray"):  # Of SciPy.
+        return x.toarray()
     return x.to_numpy() if hasattr(x, "iloc") else x
 
 
@@ -307,11 +310,10 @@ def _is_list_of_parts(values):
 
 
 def _is_iterable(data):
-    """Returns whether data can give batches: not one array, text or dict."""
+    """Returns whether data can give batches: not one array, text, dict or set."""
     can_be_read = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
-    return (
-        can_be_read and not hasattr(data, "shape") and not isinstance(data, (str, bytes, Mapping))
-    )
+    others = (str, bytes, Mapping, Set)
+    return can_be_read and not hasattr(data, "shape") and not isinstance(data, others)
 
 
 def is_dataset(data: Any) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pandas as pd
 import pytest
+import scipy.sparse
 from keras import ops
 
 from keras_balanced import ClassPrior, GLALoss, callbacks, datasets, reading, serving
@@ -273,6 +274,7 @@ ARRAYS = {
         pd.Series(w),
     ),
     "column": lambda x, y, w: (x, y[:, None], w[:, None]),
+    "sparse": lambda x, y, w: (scipy.sparse.csr_matrix(x), y, w),
     "one-hot": lambda x, y, w: (x, np.eye(K)[y], w),
     "dict of one output": lambda x, y, w: (x, {"label": y}, {"label": w}),
     "mappings": lambda x, y, w: (
@@ -396,6 +398,16 @@ ENDLESS = {
 }
 
 
+def distributed(parts):
+    import tensorflow as tf
+
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    return strategy.experimental_distribute_dataset(cycle_of_tf(parts))
+
+
+ENDLESS["tf.distribute"] = pytest.param(distributed, marks=needs_tensorflow)
+
+
 class NoLength(Batches):
     """Keras takes it for endless."""
 
@@ -511,6 +523,7 @@ REFUSED = {
     "dict": (lambda: {"x": X}, "must be a tuple of arrays", "labels of one output"),
     "text": (lambda: "data.csv", "must be a tuple of arrays.*a str", "Received: a str"),
     "None": (lambda: None, "must be a tuple of arrays.*a NoneType", "Received: a NoneType"),
+    "set": (lambda: {0, 1}, "must be a tuple of arrays.*a set", "Received: a set"),
     "number": (lambda: 3, "must be a tuple of arrays.*a int", "Received: a int"),
     "four parts": (lambda: [(X, Y, W, W)], "tuple of 4", "tuple of 4"),
     "inputs alone": (lambda: [(X,)], r"must have labels, `\(x, y\)`", "must be integer classes"),
@@ -609,7 +622,7 @@ def test_a_report_takes_its_output_of_labels_and_weights():
 
 
 @pytest.mark.parametrize("make", [dict, collections.UserDict])
-def test_long_tail_of_dicts(make):
+def test_long_tail_of_dicts_and_tables(make):
     y = np.repeat([0, 1, 2], 8)
     x = np.arange(24.0)
     inputs, labels = datasets.long_tail(make(a=x, b=[x, -x]), y, imbalance_ratio=4)
@@ -617,6 +630,9 @@ def test_long_tail_of_dicts(make):
     np.testing.assert_array_equal(labels, same)
     np.testing.assert_array_equal(inputs["a"], expected)
     np.testing.assert_array_equal(inputs["b"][1], -expected)
+    frame, _ = datasets.long_tail(pd.DataFrame({"a": x, "b": "text"}), y, imbalance_ratio=4)
+    assert frame["a"].tolist() == expected.tolist()
+    assert frame["b"].tolist() == ["text"] * len(expected)
 
 
 @pytest.mark.parametrize(
