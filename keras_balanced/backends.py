@@ -178,6 +178,16 @@ def rows_of_values(ragged):
     return ragged.value_rowids() if getattr(ragged, "ragged_rank", None) == 1 else None
 
 
+def is_endless_distributed(dataset):
+    """Returns whether a dataset of a strategy of TensorFlow (2.21), without length, never ends."""
+    return type(dataset).__name__ == "DistributedDataset" and int(dataset._cardinality) == -1
+
+
+def sampler_of(loader):
+    """Returns what gives a grain `DataLoader` its indices (grain 0.2.18), or `None`."""
+    return getattr(loader, "_sampler", None)
+
+
 def is_tf_symbol(tensor):
     """Returns whether a tensor belongs to a graph of `tf.data`."""
     return type(tensor).__name__ == "SymbolicTensor"

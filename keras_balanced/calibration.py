@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, batches, losses, metrics, targets, validation
+from keras_balanced import backends, losses, metrics, reading, targets, validation
 from keras_balanced.losses import TEMPERATURES
 from keras_balanced.validation import (
     SMALLEST_PRIOR,
@@ -38,7 +38,12 @@ class _Calibration(NamedTuple):
     labels: np.ndarray
 
 
-def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: Any) -> _Calibration:
+def calibrate(
+    model: keras.Model,
+    loss: BalancedLoss | None,
+    validation_data: Any,
+    steps: int | None = None,
+) -> _Calibration:
     """Fits the temperature of the posterior of a trained model on held-out data.
 
     The temperature minimises the negative log-likelihood, each class weighted to its share in
@@ -55,7 +60,9 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         model: Trained model with one output.
         loss: The loss that it was trained with; `None` is the compiled one.
         validation_data: Held-out data as in `fit`: arrays `(x, y)` or `(x, y, sample_weight)`, or
-            batches of them (a `tf.data.Dataset`, a `PyDataset`). Integer or one-hot labels.
+            batches of them (a `tf.data.Dataset`, `PyDataset`, PyTorch or grain loader, generator).
+            Integer or one-hot labels.
+        steps: How many batches to read, at most; needed where these have no end.
 
     Returns:
         A named tuple of the `temperature`, for `export`; the dicts `before` (at temperature 1)
@@ -87,7 +94,7 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
     loss = check_loss(model, loss)
     check_model(model, loss)
     target = loss.surrogate.target_priors
-    log_posterior, labels, weights = _held_out(model, loss, validation_data)
+    log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)
     mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
     weights = weights * (target / np.where(mix > 0, mix, 1.0))[labels]
 
@@ -408,16 +415,11 @@ def only(outputs):
     return output
 
 
-def _held_out(model, loss, data):
+def _held_out(model, loss, data, steps):
     """Returns log-posterior `(N, K)`, labels `(N,)` and weights `(N,)` of held-out data."""
-    batches.refuse_list_of_arrays(data, "validation_data")
     arrays = isinstance(data, tuple)
     parts = []
-    for batch in [data] if arrays else batches.iterate_batches(data):
-        x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        if y_true is None:
-            raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
-        y_true = only(y_true) if isinstance(y_true, dict) else y_true
+    for x, y_true, weights in reading.read(data, steps):
         if arrays and not backends.gives_mask(model):
             y_pred = only(model.predict(x, verbose=0))
         else:

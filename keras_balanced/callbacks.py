@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_balanced import backends, batches, losses, metrics, targets, validation
+from keras_balanced import backends, losses, metrics, reading, targets, validation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ class PerClassReport(keras.callbacks.Callback):
 
     Args:
         validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or their batches: a
-            `tf.data.Dataset`, `keras.utils.PyDataset` or PyTorch `DataLoader` that can be read
+            `tf.data.Dataset`, `keras.utils.PyDataset`, PyTorch or grain loader that can be read
             again each epoch.
         class_names: Name of each class, `K` of them in order, or a dict of names and ids, such as
             the `class_indices` of Keras's generators; for one logit also that of label 1 alone.
@@ -57,6 +57,7 @@ class PerClassReport(keras.callbacks.Callback):
             model does. `None` (default) is by the outputs as they are.
         threshold: Number that the prediction of label 1 exceeds, of one logit or of labels.
             `None` is 0.5 for probabilities, also those of `loss`, and 0 for logits.
+        steps: How many batches to read each epoch, at most; needed where these have no end.
         verbose: 1 (default) prints the report, 0 only adds it to the logs.
 
     Raises:
@@ -88,11 +89,12 @@ class PerClassReport(keras.callbacks.Callback):
         output_name: str | None = None,
         loss: losses.BalancedLoss | None = None,
         threshold: float | None = None,
+        steps: int | None = None,
         verbose: int = 1,
     ):
         super().__init__()
-        batches.refuse_list_of_arrays(validation_data, "validation_data")
-        if iter(validation_data) is validation_data:
+        reading.check(validation_data, steps)
+        if hasattr(validation_data, "__next__"):
             raise ValueError(
                 "`validation_data` must be a tuple of arrays, or batches that can be read each "
                 f"epoch. Received: a {type(validation_data).__name__}"
@@ -110,6 +112,7 @@ class PerClassReport(keras.callbacks.Callback):
         self.output_name = output_name
         self.loss = loss
         self.threshold = threshold
+        self.steps = steps
         self.verbose = validation.check_integer("verbose", verbose, low=0)
         self._counted = True  # Until an epoch begins.
 
@@ -186,10 +189,15 @@ class PerClassReport(keras.callbacks.Callback):
         """Counts the examples of each class, and those predicted right, by the model as it is."""
         self._counted = True
         self._metric.reset_state()
-        for x, y, weights in data:
+        batch = None
+        for batch in data:
             # Not `predict`, which loses the masks.
-            y, weights = (self._of_output(part) for part in (y, weights))
-            self._metric.update_state(y, self._outputs(x), weights)
+            self._metric.update_state(batch.y, self._outputs(batch.x), batch.sample_weight)
+        if batch is None:
+            raise ValueError(
+                "`validation_data` must be batches that can be read again each epoch. Received: "
+                "none the second time"
+            )
         if np.isnan(keras.ops.convert_to_numpy(self._metric.total)).any():
             raise ValueError(
                 f"`validation_data` must have labels in [0, {self._metric.num_classes}), or "
@@ -247,20 +255,17 @@ class PerClassReport(keras.callbacks.Callback):
     def _of_output(self, values):
         return values.get(self.output_name) if isinstance(values, dict) else values
 
-    def _batches(self, batch_size=256):
-        data = self.validation_data
-        if isinstance(data, tuple):
-            # A list of inputs is several; one of labels or weights is an array.
-            x, *rest = data
-            arrays = (keras.tree.map_structure(np.asarray, x), *_check_numbers(rest))
-            data = (
-                keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)
-                for i in range(0, len(keras.tree.flatten(arrays[1])[0]), batch_size)
+    def _batches(self):
+        for x, y, weights in reading.read(
+            self.validation_data, self.steps, output_name=self.output_name, batch_size=256
+        ):
+            # JAX takes no tensors of other libraries.
+            x = keras.tree.map_structure(backends.own_tensor, x)
+            y, weights = (
+                None if part is None else targets.as_numpy("`validation_data`", part)
+                for part in (y, weights)
             )
-        for batch in batches.iterate_batches(data):
-            # As arrays: JAX takes no tensors of other libraries.
-            batch = keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
-            yield keras.utils.unpack_x_y_sample_weight(batch)
+            yield reading.Batch(x, y, weights)
 
 
 def _check_numbers(parts):

@@ -14,7 +14,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_balanced import batches, targets
+from keras_balanced import reading, targets
 from keras_balanced.tuning.fingerprint import content, write_atomically
 from keras_balanced.tuning.hypermodel import (
     check_measured,
@@ -133,8 +133,8 @@ class CrossValidation(Tuner):
                     f"Received: `{name}`"
                 )
         _refuse_shared_files(fit_kwargs.get("callbacks"))
-        if hasattr(x, "element_spec"):
-            examples: _Arrays | _Dataset = _Dataset(x, fit_kwargs.pop("batch_size", 32))
+        if reading.is_dataset(x):
+            examples: _Arrays | _Dataset = _Dataset(x, y, fit_kwargs.pop("batch_size", None) or 32)
         else:
             examples = _Arrays(x, y, fit_kwargs.pop("sample_weight", None))
         counts = np.bincount(examples.labels, minlength=getattr(self.hypermodel, "num_classes", 0))
@@ -313,32 +313,25 @@ class _Arrays:
     """Examples in arrays, of which `of` takes some for `fit` and `evaluate`."""
 
     def __init__(self, x, y, sample_weight):
-        if y is None:
-            raise ValueError("`search` needs labels `y` with arrays. Received: y=None")
-        self.arrays = {
-            "x": keras.tree.map_structure(np.asarray, x),
-            "y": targets.as_numpy("`y`", y),
-        }
-        self.settings = {"weights": content(sample_weight)}
+        examples = reading.examples(x, y, sample_weight)
+        self.arrays = {"x": examples.x, "y": examples.y}
         if sample_weight is not None:
-            self.arrays["sample_weight"] = targets.as_numpy("`sample_weight`", sample_weight)
+            self.arrays["sample_weight"] = examples.sample_weight
+        self.settings = {"weights": content(sample_weight)}
         self.labels = targets.class_ids("y", y)
-        sizes = {len(array) for array in keras.tree.flatten(self.arrays)}
-        if len(sizes) > 1:
-            raise ValueError(f"All arrays must have one length. Received: lengths {sorted(sizes)}")
 
     def of(self, chosen, shuffle=False):
         # `fit` shuffles arrays.
-        return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
+        return reading.choose(self.arrays, chosen)
 
 
 class _Dataset:
     """Examples in a `tf.data.Dataset`, of which `of` takes some by their index."""
 
-    def __init__(self, dataset, batch_size):
+    def __init__(self, dataset, y, batch_size):
         self.dataset, self.batch_size = dataset, batch_size
         self.settings = {"size of batches": int(batch_size)}
-        self.labels = targets.class_ids("y", batches.labels_of_examples(dataset, "x"))
+        self.labels = targets.class_ids("y", reading.labels_of_examples(dataset, y, "x"))
 
     def of(self, chosen, shuffle=False):
         import tensorflow as tf
