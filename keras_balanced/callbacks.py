@@ -93,6 +93,8 @@ class PerClassReport(keras.callbacks.Callback):
         verbose: int = 1,
     ):
         super().__init__()
+        if isinstance(class_names, (list, tuple, np.ndarray)):
+            _check_names(class_names)
         reading.check(validation_data, steps)
         if hasattr(validation_data, "__next__"):
             raise ValueError(
@@ -101,8 +103,6 @@ class PerClassReport(keras.callbacks.Callback):
             )
         if isinstance(validation_data, tuple):
             _check_numbers(validation_data[1:])
-        if isinstance(class_names, (list, tuple, np.ndarray)):
-            _check_names(class_names)
         self.validation_data = validation_data
         self.class_names = class_names
         self.num_classes_shown = validation.check_integer(
