@@ -14,8 +14,8 @@ WHEEL := .venv-wheel
 # The queue of long trainings: its clone, its environment, backups and weights. `make clean` leaves it alone.
 LONG ?= .long
 CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide \
-	distribution_jax functional keras_contract labels layers long_tailed_tables loops losses metrics numerics posterior \
-	round_trips serving tables targets)
+	distribution_jax functional keras_contract labels layers long_tailed_tables loops losses metrics numerics pairs \
+	posterior round_trips serving tables targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 

@@ -51,12 +51,12 @@ class FocalLoss(keras.losses.CategoricalFocalCrossentropy):
     def call(self, y_true, y_pred):
         return super().call(ops.one_hot(ops.cast(y_true, "int32"), len(self.counts)), y_pred)
 
-    def posterior(self, y_pred, target_priors):
+    def posterior(self, y_pred, *, priors):
         p = special.softmax(np.asarray(y_pred, "float64"), axis=-1)
         rest = np.maximum(1 - p, 1e-12)
         # Of the gradient by each probability: the true ones are proportional to this.
         slope = rest**self.gamma / p - self.gamma * rest ** (self.gamma - 1) * np.log(p)
-        return _normalize(target_priors / slope / self.counts)
+        return _normalize(priors / slope / self.counts)
 
 
 class VSLoss(BalancedLoss):
@@ -100,7 +100,7 @@ class LDAMLoss(BalancedLoss):
         margins = ops.reshape(true, ops.shape(y_pred)) * self.margins.astype("float32")
         return super().call(y_true, LDAM_SCALE * (y_pred - margins))
 
-    def log_posterior(self, logits, target_priors=None):
+    def log_posterior(self, logits, *, priors=None):
         # At the minimum the weighted probabilities are the stationary distribution of a chain
         # whose row y is the softmax that an example of class y sees.
         logits = ops.convert_to_numpy(logits).astype("float64")
@@ -113,11 +113,11 @@ class LDAMLoss(BalancedLoss):
         one[-1] = 1.0
         stationary = np.linalg.solve(system, np.broadcast_to(one, (len(logits), *one.shape)))
         stationary = np.maximum(stationary[..., 0], 0.0)
-        target_priors = self.surrogate.check_target(target_priors)
+        mix = self.surrogate.target_priors
+        if priors is not None:
+            mix = self.surrogate.check_mix("priors", priors)
         with np.errstate(divide="ignore"):
-            return np.log(
-                _normalize(target_priors * stationary / self.surrogate.weights / self.counts)
-            )
+            return np.log(_normalize(mix * stationary / self.surrogate.weights / self.counts))
 
 
 def margin_gla(counts, q=0.0, consistent=False):

@@ -34,9 +34,11 @@ def calibration_error(y, p, weights=None, num_bins=15):
 
 def posterior(loss, logits, mix, temperature=None):
     """Returns the probabilities under a mix, float64; a loss of others may have no temperature."""
-    options = () if temperature is None else (temperature,)
+    options = (
+        {"priors": mix} if temperature is None else {"priors": mix, "temperature": temperature}
+    )
     parts = [
-        keras.ops.convert_to_numpy(loss.posterior(logits[i : i + 1000], mix, *options))
+        keras.ops.convert_to_numpy(loss.posterior(logits[i : i + 1000], **options))
         for i in range(0, len(logits), 1000)
     ]
     return np.concatenate(parts).astype("float64")
@@ -90,7 +92,7 @@ def under_mixes(loss, logits, y, counts, true_counts, temperature, rng):
             "floor": round(float(calibration_error(by_chance, known, ratio[by_chance])), 5),
         }
         try:
-            mix = calibration.estimate_target_priors(of_training[rows], training)
+            mix = calibration.estimate_priors(of_training[rows], training)
         except (ValueError, RuntimeError):
             continue
         estimated = scores(y, posterior(loss, logits, mix, temperature), ratio[y])

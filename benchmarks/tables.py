@@ -89,8 +89,9 @@ class Focal(keras.losses.BinaryFocalCrossentropy):
         super().__init__(gamma=2.0, from_logits=True)
         self.two = baselines.FocalLoss(both(rates))
 
-    def log_posterior(self, logits, rates):
-        return np.log(self.two.posterior(np.stack([0 * logits, logits], axis=-1), both(rates)))
+    def log_posterior(self, logits, *, priors):
+        two = np.stack([0 * logits, logits], axis=-1)
+        return np.log(self.two.posterior(two, priors=both(priors)))
 
 
 def both(rates):
@@ -416,7 +417,7 @@ def score_calibrated(y, logits, before, loss, rate, seed):
         temperature = fitted_temperature(loss, logits[fitted, None], y[fitted])
         temperatures.append(temperature)
         for p, wanted in ((training, rate), (target, 0.5)):
-            p[tested] = both(loss.posterior(logits[tested], wanted, temperature))
+            p[tested] = both(loss.posterior(logits[tested], priors=wanted, temperature=temperature))
     return {
         **score_probabilities(y, *before, "uncalibrated_"),
         **score_probabilities(y, training, target, "calibrated_"),
@@ -434,7 +435,7 @@ def run_networks(splits, seeds, names, recipe, calibrate):
     for (name, method), of_method in zip(methods.items(), logits, strict=True):
         loss = method.loss(rates)
         training, target = (
-            np.exp(np.asarray(loss.log_posterior(of_method, mix), "float64"))
+            np.exp(np.asarray(loss.log_posterior(of_method, priors=mix), "float64"))
             for mix in (rates, np.full(len(rates), 0.5))
         )
         found[name] = []

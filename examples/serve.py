@@ -108,7 +108,7 @@ def main(argv=None):
     production = rng.choice(len(y_test), 1000, p=(true_mix / np.bincount(y_test))[y_test])
     x = x_test[production].astype("float32")
     seen = {"inputs": x, "target_priors": prior.priors[None].astype("float32")}
-    estimate = serving.estimate_target_priors(
+    estimate = serving.estimate_priors(
         ask(version, seen, args.output, "with_priors")["probabilities"], prior
     )
     told = {"inputs": x, "target_priors": estimate[None].astype("float32")}

@@ -128,7 +128,7 @@ def alert_budget(ratio, args):
 
     def probabilities(x):
         logits = model.predict(x, batch_size=8192, verbose=0)[:, 0]
-        return model.loss.posterior(logits, target_priors=rate)
+        return model.loss.posterior(logits, priors=rate)
 
     threshold = serving.find_threshold(probabilities(x[:held_out]), max_alert_rate=rate)
     alerts = probabilities(x_test) > threshold

@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from keras_balanced.decisions import Decision
 from keras_balanced.functional import gca_loss, gla_loss
 from keras_balanced.layers import ClassPrior, LogitAdjustment
 from keras_balanced.losses import BalancedLoss, BinaryGCALoss, BinaryGLALoss, GCALoss, GLALoss
@@ -31,6 +32,7 @@ __all__ = [
     "ClassCalibrationError",
     "ClassPrior",
     "ClassRecall",
+    "Decision",
     "GCALoss",
     "GLALoss",
     "GeometricMeanRecall",

@@ -66,6 +66,45 @@ def largest(values):
     return ops.max(values, axis=-1)
 
 
+def argmax(values):
+    """Returns the place of the maximum over the last axis, int32: the first of equal ones.
+
+    That of Keras counts -0.0 below 0.0 on TensorFlow and JAX, by operations that not every format
+    of exported models has.
+    """
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.argmax(values, axis=-1, output_type=tf.int32)
+    if name() == "jax":
+        import jax
+
+        return jax.numpy.argmax(values, axis=-1).astype("int32")
+    return values.argmax(dim=-1).int()
+
+
+def of_rows(function, values, axes):
+    """Returns what a function of tensors `(..., *axes)` says of values: an array of an array.
+
+    JAX compiles every operation again for each new size: there rows of zeros are added, up to a
+    power of two, to an array and to a tensor that has a value here.
+    """
+    is_numpy = isinstance(values, np.ndarray)
+    if name() == "jax" and values.ndim > axes and (is_numpy or _is_at_hand(values)):
+        rows, kind = values.shape[0], ops.convert_to_tensor if not is_numpy else np.asarray
+        added = (1 << max(rows - 1, 0).bit_length()) - rows
+        padded = np.pad(values, [(0, added), *[(0, 0)] * (values.ndim - 1)])
+        return kind(ops.convert_to_numpy(function(kind(padded)))[:rows])
+    return ops.convert_to_numpy(function(values)) if is_numpy else function(values)
+
+
+def _is_at_hand(tensor):
+    """Returns whether a tensor of JAX has a value, and all of it on the devices of this process."""
+    import jax
+
+    return not isinstance(tensor, jax.core.Tracer) and tensor.is_fully_addressable
+
+
 def refuse_unless(valid, labels, message):
     """Returns `valid`, and raises an error with the labels unless all are, where it can be seen.
 
@@ -139,19 +178,35 @@ def rows_of_values(ragged):
     return ragged.value_rowids() if getattr(ragged, "ragged_rank", None) == 1 else None
 
 
+def is_endless_distributed(dataset):
+    """Returns whether a dataset of a strategy of TensorFlow (2.21), without length, never ends."""
+    return type(dataset).__name__ == "DistributedDataset" and int(dataset._cardinality) == -1
+
+
+def sampler_of(loader):
+    """Returns what gives a grain `DataLoader` its indices (grain 0.2.18), or `None`."""
+    return getattr(loader, "_sampler", None)
+
+
 def is_tf_symbol(tensor):
     """Returns whether a tensor belongs to a graph of `tf.data`."""
     return type(tensor).__name__ == "SymbolicTensor"
 
 
-def tf_function(function, shape):
-    """Returns `function`, of logits of a static shape, as a function that TensorFlow traces."""
+def tf_function(function, *shapes):
+    """Returns `function`, of tensors of static shapes, as a function that TensorFlow traces.
+
+    Axes of unknown size are of one size where they have the same place.
+    """
     if name() != "jax":
         return function
     from jax.experimental import jax2tf
 
-    free = ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
-    return jax2tf.convert(function, polymorphic_shapes=[f"({free})"])
+    free = [
+        ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
+        for shape in shapes
+    ]
+    return jax2tf.convert(function, polymorphic_shapes=[f"({shape})" for shape in free])
 
 
 def compiled(function):
@@ -295,12 +350,17 @@ def refuse_tf_keras():
         frame = frame.f_back
 
 
-def last_layer(model):
-    """Returns the layer that gives the model's output."""
-    layer = model
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
-    return layer
+def compile_arguments(model):
+    """Returns what a model was compiled with, as `compile` takes it, except for the loss."""
+    if not model.compiled:
+        return {}
+    # As of Keras 3.10. The public `get_compile_config` has no functions that are not registered.
+    arguments = dict(model._compile_config.config)
+    del arguments["loss"]
+    # These may have been set since.
+    now = {name: getattr(model, name) for name in ("run_eagerly", "steps_per_execution")}
+    is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    return {**arguments, **now, "optimizer": model.optimizer, "auto_scale_loss": is_scaled}
 
 
 def input_structure(model):
@@ -320,14 +380,19 @@ def probability_layer(model, output_name=None):
     Also behind what changes only the form; and on JAX, where Keras leaves no mark. `None` too for a
     subclassed model, whose layers do not say in which order it calls them.
     """
+    layer = layer_at_end(model, output_name)
+    activations = (keras.activations.softmax, keras.activations.sigmoid)
+    is_one = type(layer).__name__ in ("Softmax", "Sigmoid")
+    return layer if is_one or getattr(layer, "activation", None) in activations else None
+
+
+def layer_at_end(model, output_name=None):
+    """Returns the last layer or operation of a model that changes numbers, or `None`."""
     for layer in _from_the_end(model, output_name):
         layer = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
         kind, activation = type(layer).__name__, getattr(layer, "activation", None)
-        activations = (keras.activations.softmax, keras.activations.sigmoid)
-        if kind in ("Softmax", "Sigmoid") or activation in activations:
-            return layer
         if kind not in _FORMS and (kind, activation) != ("Activation", keras.activations.linear):
-            return None
+            return layer
     return None
 
 

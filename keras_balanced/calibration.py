@@ -1,4 +1,4 @@
-"""Calibrated probabilities: their temperature, thresholds, and the mix of data without labels."""
+"""Calibrated probabilities: their temperature, and the class mix of data without labels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, batches, losses, metrics, targets, validation
+from keras_balanced import backends, layers, losses, metrics, reading, targets, validation
+from keras_balanced.decisions import Decision, has_posterior
 from keras_balanced.losses import TEMPERATURES
+from keras_balanced.validation import (
+    SMALLEST_PRIOR,
+    check_class_priors,
+    check_finite,
+    check_integer,
+    check_number,
+    is_number,
+    show,
+    some,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -17,7 +28,7 @@ if TYPE_CHECKING:
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_target_priors", "find_threshold"]
+__all__ = ["calibrate", "estimate_priors"]
 
 
 class _Calibration(NamedTuple):
@@ -28,7 +39,12 @@ class _Calibration(NamedTuple):
     labels: np.ndarray
 
 
-def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: Any) -> _Calibration:
+def calibrate(
+    model: keras.Model,
+    loss: BalancedLoss | None,
+    validation_data: Any,
+    steps: int | None = None,
+) -> _Calibration:
     """Fits the temperature of the posterior of a trained model on held-out data.
 
     The temperature minimises the negative log-likelihood, each class weighted to its share in
@@ -45,7 +61,9 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         model: Trained model with one output.
         loss: The loss that it was trained with; `None` is the compiled one.
         validation_data: Held-out data as in `fit`: arrays `(x, y)` or `(x, y, sample_weight)`, or
-            batches of them (a `tf.data.Dataset`, a `PyDataset`). Integer or one-hot labels.
+            batches of them (a `tf.data.Dataset`, `PyDataset`, PyTorch or grain loader, generator).
+            Integer or one-hot labels.
+        steps: How many batches to read, at most; needed where these have no end.
 
     Returns:
         A named tuple of the `temperature`, for `export`; the dicts `before` (at temperature 1)
@@ -54,8 +72,9 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         held-out data, and their `labels` `(N,)`, for `plots.reliability_diagram`.
 
     Raises:
-        ValueError: for data that do not fit, or that have no best temperature: where every
-            example is classified right, or the labels have nothing to do with the predictions.
+        ValueError: for data that do not fit, NaN or infinite logits and weights, or data that have
+            no best temperature in `[0.01, 100)`: where every example is classified right, or the
+            labels have nothing to do with the predictions.
         ImportError: where SciPy is missing.
 
     Example:
@@ -72,17 +91,13 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
     References:
         - [Guo et al., 2017](https://arxiv.org/abs/1706.04599)
     """
-    try:
-        from scipy import optimize, special
-    except ImportError as error:
-        raise ImportError(
-            'Calibration needs SciPy: pip install "keras-balanced[serving]"'
-        ) from error
-
+    optimize, special = _scipy()
     loss = check_loss(model, loss)
     check_model(model, loss)
+    if has_posterior(loss):
+        metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     target = loss.surrogate.target_priors
-    log_posterior, labels, weights = _held_out(model, loss, validation_data)
+    log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)
     mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
     weights = weights * (target / np.where(mix > 0, mix, 1.0))[labels]
 
@@ -99,13 +114,8 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         method="bounded",
         options={"xatol": 1e-6},
     )
-    low, high = (negative_log_likelihood(temperature) for temperature in TEMPERATURES)
-    if best.fun >= min(low, high):
-        what = "all right" if low < high else "no more often right than by chance"
-        raise ValueError(
-            "`validation_data` must have a best temperature: examples that the model gets wrong, "
-            f"and more that it gets right. Received: {len(labels)} examples, {what}"
-        )
+    if best.fun >= min(map(negative_log_likelihood, TEMPERATURES)):
+        raise ValueError(_no_temperature(log_posterior, labels, negative_log_likelihood))
     temperatures = {"before": 1.0, "after": float(np.exp(best.x))}
     errors, probabilities = {}, {}
     for name, temperature in temperatures.items():
@@ -121,17 +131,56 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
     return _Calibration(temperatures["after"], **errors, probabilities=probabilities, labels=labels)
 
 
-def estimate_target_priors(
+def _scipy():
+    try:
+        from scipy import optimize, special
+    except ImportError as error:
+        raise ImportError(
+            'Calibration needs SciPy: pip install "keras-balanced[serving]"'
+        ) from error
+    return optimize, special
+
+
+def _no_temperature(log_posterior, labels, negative_log_likelihood):
+    """Returns why no temperature in the range is the best."""
+    expected = "`validation_data` must have a best temperature"
+    low, high = TEMPERATURES
+    kinds = "examples that the model gets wrong, and more that it gets right"
+    received = f"{expected}: {kinds}. Received: {len(labels)} examples, "
+    # The likelihood is convex in 1 / T: beyond the range it falls to the best one, if there is one.
+    if negative_log_likelihood(low) < negative_log_likelihood(high):
+        if (log_posterior.argmax(axis=-1) == labels).all():
+            return f"{received}all right"
+        limit, kind = low, "too unsure"
+    elif negative_log_likelihood(1e3 * high) < negative_log_likelihood(1e4 * high):
+        limit, kind = high, "too sure"
+    else:
+        return f"{received}no more often right than by chance"
+    factor = max(limit, 1.0 / limit)
+    return (
+        f"{expected} in [{low:g}, {high:g}). Received: one beyond {limit:g}: the logits of the "
+        f"model are more than {factor:g} times {kind}. Divide them by a number before `loss`, for "
+        "instance in a `keras.layers.Rescaling` at its end"
+    )
+
+
+def estimate_priors(
     probabilities: ArrayLike,
     training_priors: ClassMix,
+    *,
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
     max_iterations: int = 10_000,
     tolerance: float = 1e-6,
 ) -> np.ndarray | float:
     """Estimates the class mix of unlabelled data from a model's probabilities on it.
 
-    Maximises the likelihood of the data over the class mix by expectation maximisation. The
-    probabilities must be calibrated for `training_priors`, and only the mix may have changed:
-    the examples of each class still look as they did.
+    Maximises the likelihood of the data over the class mix by expectation maximisation. Only the
+    mix may have changed: the examples of each class still look as they did. And the probabilities
+    must be calibrated for `training_priors`: where they are slightly too unsure, of a temperature
+    of 1.1 to 1.5, the likeliest mix can be far off, with classes of about 0 that are there, and
+    nothing in the data tells. So give `validation`: where the likeliest mix of those data is not
+    that of their labels, the estimate comes from their confusion matrix instead, which takes the
+    probabilities as they are.
 
     Formula:
 
@@ -145,63 +194,92 @@ def estimate_target_priors(
 
     That bound is on the mean log-likelihood, in nats: no mix has a better one by more.
 
+    By the confusion matrix of `validation`, where a likelihood-ratio test of level 1% refuses the
+    mix of its labels:
+
+    ```
+    confusion[j, k] = mean of probabilities[i, j] over the examples of class k in `validation`
+    priors          = argmin |confusion @ priors - mean over i of probabilities[i]|, priors >= 0
+    ```
+
     Args:
         probabilities: Posterior of each example under `training_priors`, `(N, K)`, for instance
-            `loss.posterior(logits, target_priors=training_priors)`, or what the signature
+            `loss.posterior(logits, priors=training_priors)`, or what the signature
             `with_priors` of an exported model answers. Of one logit `(N,)` or `(N, 1)`, the
             probability of label 1.
         training_priors: Class mix in which these probabilities hold: `K` counts or probabilities,
             a dict or pandas Series of them by class id, or an adapted `ClassPrior`. Of one logit
             also the positive rate.
+        validation: Held-out examples of every class: `(probabilities, labels)`, the first as
+            above, and integer or one-hot labels.
         max_iterations: Number of iterations after which to give up.
         tolerance: Positive number, in nats per example.
 
     Returns:
         The class mix, `(K,)` float64, which sums to 1, or of one logit the positive rate, a float.
-        A class that seems absent has about 0, but no less than what `target_priors` of the losses
-        and of `export` may be.
+        A class that seems absent has about 0, but no less than what `priors` may be.
 
     Raises:
         ValueError: for invalid probabilities, or such that do not tell the classes apart.
         RuntimeError: if the steps do not converge.
+        ImportError: where SciPy is missing, with `validation`.
 
     Example:
 
     >>> import numpy as np
     >>> probabilities = np.array([[0.9, 0.1]] * 30 + [[0.1, 0.9]] * 70)
-    >>> print(estimate_target_priors(probabilities, training_priors=[0.5, 0.5]).round(3))
+    >>> print(estimate_priors(probabilities, training_priors=[0.5, 0.5]).round(3))
     [0.25 0.75]
 
     References:
         - [Saerens et al., 2002](https://doi.org/10.1162/089976602753284446)
         - [Varadhan and Roland, 2008](https://doi.org/10.1111/j.1467-9469.2007.00585.x) (SQUAREM)
+        - [Lipton et al., 2018](https://arxiv.org/abs/1802.03916) (by the confusion matrix)
+        - [Alexandari et al., 2020](https://arxiv.org/abs/1901.06852) (why to calibrate first)
     """
-    probabilities = np.asarray(targets.as_numpy("`probabilities`", probabilities), dtype="float64")
-    one_logit = probabilities.ndim == 1 or probabilities.shape[1:] == (1,)
-    is_rate = validation.is_number(training_priors)
+    is_rate = is_number(training_priors)
     # A class that never occurs has 0 here, and in all probabilities.
-    priors = validation.check_class_priors("training_priors", training_priors, is_rate, zeros=True)
+    priors = check_class_priors("training_priors", training_priors, is_rate, zeros=True)
+    limits = (
+        check_integer("max_iterations", max_iterations, low=1),
+        check_number("tolerance", tolerance, low=0.0),
+    )
+    probabilities, one_logit = _posterior_of("probabilities", probabilities, priors)
+    mix = _likeliest_mix(probabilities, priors, *limits)
+    if validation is not None:
+        held_out, labels = _labelled_posterior(validation, priors)
+        own = _likeliest_mix(held_out, priors, *limits)
+        if _is_another_mix(own, held_out, labels, priors):
+            mix = _mix_by_confusion(probabilities, held_out, labels, priors)
+    mix = np.maximum(mix, np.where(priors > 0, SMALLEST_PRIOR, 0.0))
+    # The rate of what is all positive is the largest float below 1.
+    return float(min(mix[1], np.nextafter(1, 0))) if one_logit or is_rate else mix
+
+
+def _posterior_of(name, probabilities, priors):
+    """Returns probabilities as `(N, K)`, and whether they came as those of one logit."""
+    probabilities = np.asarray(targets.as_numpy(f"`{name}`", probabilities), dtype="float64")
+    one_logit = probabilities.ndim == 1 or probabilities.shape[1:] == (1,)
     if one_logit and len(priors) == 2:
         positive = probabilities.reshape(-1)
         probabilities = np.stack([1.0 - positive, positive], axis=-1)
-    max_iterations = validation.check_integer("max_iterations", max_iterations, low=1)
-    tolerance = validation.check_number("tolerance", tolerance, low=0.0)
     if probabilities.ndim != 2 or probabilities.shape[1] != len(priors) or not len(probabilities):
         raise ValueError(
-            f"`probabilities` must be (N, {len(priors)}), one number for each class of "
+            f"`{name}` must be (N, {len(priors)}), one number for each class of "
             f"`training_priors`. Received: probabilities of shape {probabilities.shape}"
         )
+    check_finite(f"`{name}`", probabilities)
     sums = probabilities.sum(axis=-1)
     if not ((probabilities >= 0).all() and np.allclose(sums, 1.0, atol=1e-3)):
         raise ValueError(
-            "`probabilities` must be non-negative and sum to 1 for each example (logits go "
+            f"`{name}` must be non-negative and sum to 1 for each example (logits go "
             f"through `loss.posterior`). Received: sums from {sums.min():.4g} to {sums.max():.4g}, "
             f"smallest value {probabilities.min():.4g}"
         )
     if (probabilities[:, priors == 0] > 0).any():
         raise ValueError(
-            "`probabilities` must be 0 for a class whose training prior is 0. Received: others "
-            f"for the class ids {np.flatnonzero(priors == 0).tolist()}"
+            f"`{name}` must be 0 for a class whose training prior is 0. Received: others "
+            f"for the class ids {some(np.flatnonzero(priors == 0))}"
         )
     # Columns that depend on each other leave the likelihood flat: any mix of them is as good. A
     # class that is 0 everywhere is known to be absent.
@@ -209,12 +287,36 @@ def estimate_target_priors(
     seen = seen / np.linalg.norm(seen, axis=0)
     if np.linalg.matrix_rank(seen.T @ seen, hermitian=True) < seen.shape[1]:
         raise ValueError(
-            "`probabilities` must tell the classes apart: at least as many different examples as "
+            f"`{name}` must tell the classes apart: at least as many different examples as "
             f"classes. Received: {len(probabilities)} examples for {seen.shape[1]} classes, in "
             "which the classes' probabilities depend on each other"
         )
+    return probabilities, one_logit
+
+
+def _labelled_posterior(validation, priors):
+    """Returns the probabilities `(N, K)` and the class ids `(N,)` of held-out examples."""
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+        raise ValueError(
+            "`validation` must be `(probabilities, labels)`. Received: "
+            f"validation={show(validation)}"
+        )
+    held_out, _ = _posterior_of("validation", validation[0], priors)
+    labels = targets.class_ids("validation", validation[1], len(priors))
+    counts = np.bincount(labels, minlength=len(priors))
+    if len(labels) != len(held_out) or ((counts > 0) != (priors > 0)).any():
+        missing = np.flatnonzero((counts > 0) != (priors > 0))
+        raise ValueError(
+            "`validation` must have as many labels as probabilities, of every class that occurs, "
+            f"and of no other. Received: {len(labels)} labels for {len(held_out)} examples; not "
+            f"so are the class ids {some(missing)}"
+        )
+    return held_out, labels
+
+
+def _likeliest_mix(probabilities, priors, max_iterations, tolerance):
+    """Returns the class mix of the greatest likelihood."""
     ratios = probabilities / np.where(priors > 0, priors, 1.0)
-    least = np.where(priors > 0, validation.SMALLEST_PRIOR, 0.0)
 
     def look_at(priors):
         """Returns the gain of each class, and the mean log-likelihood."""
@@ -224,9 +326,7 @@ def estimate_target_priors(
     longest, (gain, likelihood) = 1.0, look_at(priors)
     for _ in range(max_iterations):
         if gain.max() - 1.0 <= tolerance:
-            mix = np.maximum(priors / priors.sum(), least)
-            # The rate of what is all positive is the largest float below 1.
-            return float(min(mix[1], np.nextafter(1, 0))) if one_logit or is_rate else mix
+            return priors / priors.sum()
         # Two steps of expectation maximisation, and as far as they point to (SQUAREM).
         first = priors * gain
         second = first * look_at(first)[0]
@@ -248,116 +348,30 @@ def estimate_target_priors(
     )
 
 
-def find_threshold(
-    probabilities: ArrayLike,
-    labels: ArrayLike | None = None,
-    max_alert_rate: float | None = None,
-    min_precision: float | None = None,
-    sample_weight: ArrayLike | None = None,
-) -> float:
-    """Finds the threshold of one logit that keeps within a budget, on held-out data.
+def _is_another_mix(mix, probabilities, labels, priors):
+    """Returns whether the likelihood of examples prefers a mix to that of their own labels.
 
-    Of all thresholds within the budget it is the lowest, which finds the most of label 1. It lies
-    halfway between two probabilities of the data, so that rounding changes no decision. On new
-    data of the same kind the number of alerts varies, as that of any rare event.
-
-    Formula:
-
-    ```
-    alerts     = examples with probability > threshold
-    alert rate = weight of alerts / weight of all                  <= max_alert_rate
-    precision  = weight of alerts of label 1 / weight of alerts    >= min_precision
-    ```
-
-    What an error costs needs no data: where a missed positive costs `c` times a false alert, the
-    threshold of right probabilities is `1 / (1 + c)`.
-
-    Args:
-        probabilities: Probability of label 1 of each example, `(N,)` or `(N, 1)`, or class
-            probabilities `(N, 2)`: those by which the model will decide, under the class mix and
-            the temperature of production. Of independent labels one column at a time.
-        labels: Labels 0 and 1, `(N,)` or `(N, 1)`, or one-hot `(N, 2)`. For `min_precision`.
-            Leave out examples whose label is not known.
-        max_alert_rate: Number in `(0, 1]`: the largest fraction of the examples to be alerted of,
-            as in `100 / examples_per_day`.
-        min_precision: Number in `(0, 1]`: the smallest fraction of label 1 among the alerts.
-        sample_weight: Weights `(N,)` that make the class mix of the data that of production. `None`
-            is 1 for all.
-
-    Returns:
-        The threshold, a float, for `export` and `BinaryBalancedAccuracy`.
-
-    Raises:
-        ValueError: for bad arguments, or a budget that allows no alert at all.
-
-    Example:
-
-    >>> probabilities = [0.9, 0.8, 0.6, 0.4, 0.2]
-    >>> print(find_threshold(probabilities, max_alert_rate=0.4))
-    0.7
-    >>> print(find_threshold(probabilities, labels=[1, 0, 1, 0, 0], min_precision=0.6))
-    0.5
+    Twice the logarithm of the ratio is distributed as chi-squared where the probabilities are
+    right. The level is 1%.
     """
-    values = targets.as_numpy("`probabilities`", probabilities).astype("float64")
-    shape = values.shape
-    valid = ((values >= 0) & (values <= 1)).all()
-    if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
-        raise ValueError(
-            "`probabilities` must be those of label 1, `(N,)` or `(N, 1)`, or `(N, 2)` (logits go "
-            "through `loss.posterior`; of labels pass one column). "
-            f"Received: {'' if valid else 'other '}numbers of shape "
-            f"{shape}"
-        )
-    if shape[1:] == (2,) and not np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
-        raise ValueError(
-            "`probabilities` of shape (N, 2) must be those of two classes, and sum to 1. Received: "
-            f"sums from {values.sum(axis=-1).min():.3g}; of labels pass one column, as in `p[:, 0]`"
-        )
-    values, number = values.reshape(shape[0], -1)[:, -1], shape[0]
-    if max_alert_rate is None and min_precision is None:
-        raise ValueError("Expected a budget, `max_alert_rate` or `min_precision`. Received: none")
-    weights = np.ones(number) if sample_weight is None else sample_weight
-    weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
-    if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-        raise ValueError(
-            "`sample_weight` must be finite, not negative, and positive for some example. "
-            f"Received: weights from {np.min(weights)} to {np.max(weights)}"
-        )
-    distinct, place = np.unique(-values, return_inverse=True)  # From the largest.
-    alerts = np.cumsum(np.bincount(place, weights))
-    allowed = np.ones(len(distinct), bool)
-    if max_alert_rate is not None:
-        _check_fraction("max_alert_rate", max_alert_rate)
-        allowed &= alerts <= max_alert_rate * alerts[-1] * (1 + 1e-12)
-    if min_precision is not None:
-        _check_fraction("min_precision", min_precision)
-        if labels is None:
-            raise ValueError("`min_precision` needs `labels`. Received: labels=None")
-        ids = targets.class_ids("labels", labels, 2)
-        if len(ids) != number:
-            raise ValueError(
-                "`labels` must be as many as `probabilities`. "
-                f"Received: {len(ids)} labels for {number} probabilities"
-            )
-        right = np.cumsum(np.bincount(place, weights * ids))
-        allowed &= right >= min_precision * alerts * (1 - 1e-12)
-    if not allowed.any():
-        raise ValueError(
-            "The budget must allow an alert. Received: "
-            f"max_alert_rate={max_alert_rate} and min_precision={min_precision} for {number} "
-            "examples, of which no threshold keeps it"
-        )
-    last = int(np.flatnonzero(allowed)[-1])
-    least = -distinct[last]
-    below = -distinct[last + 1] if last + 1 < len(distinct) else 0.0
-    middle = (least + below) / 2
-    # Between neighbours in float32 there is no middle: the lower one decides the same.
-    return float(middle if np.float32(below) < np.float32(middle) < np.float32(least) else below)
+    _, special = _scipy()
+    occurs = priors > 0
+    own = np.bincount(labels, minlength=len(priors)) / len(labels)
+    ratios = (probabilities / np.where(occurs, priors, 1.0))[:, occurs]
+    with np.errstate(divide="ignore"):  # Where the labels are impossible.
+        gained = np.log(ratios @ mix[occurs]) - np.log(ratios @ own[occurs])
+    return 2.0 * gained.sum() > special.chdtri(occurs.sum() - 1, 0.01)
 
 
-def _check_fraction(name, value):
-    if not 0 < validation.check_number(name, value) <= 1:
-        raise ValueError(f"`{name}` must be in (0, 1]. Received: {name}={value!r}")
+def _mix_by_confusion(probabilities, held_out, labels, priors):
+    """Returns the mix that explains the mean probabilities by those of each class held out."""
+    optimize, _ = _scipy()
+    classes = np.flatnonzero(priors)
+    confusion = np.stack([held_out[labels == k].mean(axis=0) for k in classes], axis=1)
+    mix, _ = optimize.nnls(confusion, probabilities.mean(axis=0))
+    full = np.zeros(len(priors))
+    full[classes] = mix / mix.sum()
+    return full
 
 
 def check_loss(model, loss, labels=False):
@@ -370,7 +384,7 @@ def check_loss(model, loss, labels=False):
             "`loss` must be the loss of keras_balanced that the model was trained with, or "
             "None if the model is compiled with it (for plain cross-entropy "
             f"`GLALoss(priors, tau=0)`). Received: {'the compiled ' if compiled else ''}"
-            f"loss={loss!r}"
+            f"loss={validation.show(loss)}"
         )
     if loss.surrogate.num_labels and not labels:
         raise ValueError(
@@ -386,7 +400,7 @@ def check_model(model, loss):
         raise ValueError(
             "`model` must be a built Functional or Sequential model: call it or fit it first, and "
             "wrap a subclassed one as `keras.Model(inputs, model(inputs))`. "
-            f"Received: model={model!r}"
+            f"Received: model={validation.show(model)}"
         )
     if len(model.outputs) != 1:
         raise ValueError(
@@ -394,13 +408,9 @@ def check_model(model, loss):
         )
     if loss.from_logits:
         backends.refuse_probability_layer(model)
+    layers.refuse_adjusted_twice(model, loss)
     if not loss.surrogate.binary or loss.surrogate.num_labels:
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
-    elif model.outputs[0].shape[1:] not in ((), (1,)):
-        raise ValueError(
-            "`model` must have one logit per example for a binary loss. "
-            f"Received: an output of shape {model.outputs[0].shape}"
-        )
 
 
 def only(outputs):
@@ -409,16 +419,11 @@ def only(outputs):
     return output
 
 
-def _held_out(model, loss, data):
+def _held_out(model, loss, data, steps):
     """Returns log-posterior `(N, K)`, labels `(N,)` and weights `(N,)` of held-out data."""
-    batches.refuse_list_of_arrays(data, "validation_data")
     arrays = isinstance(data, tuple)
     parts = []
-    for batch in [data] if arrays else batches.iterate_batches(data):
-        x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        if y_true is None:
-            raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
-        y_true = only(y_true) if isinstance(y_true, dict) else y_true
+    for x, y_true, weights in reading.read(data, steps):
         if arrays and not backends.gives_mask(model):
             y_pred = only(model.predict(x, verbose=0))
         else:
@@ -433,41 +438,56 @@ def _held_out(model, loss, data):
     if not parts:
         raise ValueError("`validation_data` must have examples. Received: none")
     results = [_labelled(loss, *part) for part in parts]
-    log_posterior, labels, weights = (np.concatenate(part) for part in zip(*results, strict=True))
-    if not weights.sum() > 0:
+    logits, labels, weights, kept = (np.concatenate(part) for part in zip(*results, strict=True))
+    if not len(labels):
         raise ValueError("`validation_data` must have labelled examples. Received: none")
+    places = np.flatnonzero(kept)
+    bad = ~np.isfinite(weights) | (weights < 0)
+    expected = "The weights of `validation_data` must be finite and not negative"
+    validation.refuse_examples(bad, expected, places, len(kept))
+    # A logit of -inf masks a class: not that of the label.
+    finite = np.isfinite(logits) if loss.surrogate.binary else logits < np.inf
+    log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
+    log_posterior = log_posterior.astype("float64")
+    of_labels = log_posterior[np.arange(len(labels)), labels]
+    bad = ~finite.reshape(len(labels), -1).all(axis=1) | ~(of_labels > -1e8)
+    expected = "The model's logits for `validation_data` must be finite"
+    validation.refuse_examples(bad, expected, places, len(kept))
     return log_posterior, labels, weights
 
 
 def _labelled(loss, y_pred, y_true, weights=None):
-    """Returns the log-posterior, labels and weights of the labelled positions of a batch."""
+    """Returns the logits, labels and weights of the labelled positions of a batch, and which."""
     num_classes = len(loss.surrogate.priors)
     logits = loss.logits(y_pred)
-    y_true = targets.as_numpy("Labels", y_true)
+    y_true = targets.as_tensor("y_true", y_true)
     if loss.surrogate.binary:
-        logits = ops.reshape(logits, (-1,))
-        y_true, shape = np.reshape(y_true, logits.shape), tuple(logits.shape)
+        y_true, logits = targets.match_binary(y_true, logits)
+        shape, sparse = tuple(logits.shape), True
     else:
+        y_true, sparse = targets.match_shapes(y_true, logits, num_classes)
         shape = tuple(logits.shape[:-1])
     weights = np.ones(()) if weights is None else targets.as_numpy("Weights", weights)
-    if loss.surrogate.binary and weights.ndim:
-        weights = np.reshape(weights, shape)
     weights = targets.match_weights(weights, shape).reshape(-1)
-    if not loss.surrogate.binary:
-        y_true, sparse = targets.match_shapes(ops.convert_to_tensor(y_true), logits, num_classes)
-        y_true = ops.convert_to_numpy(y_true)
-        if not sparse:
-            one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
-            if not one_hot[weights.reshape(shape) > 0].all():
-                raise ValueError(
-                    "`validation_data` must have integer or one-hot labels. Received: soft targets"
-                )
-            y_true = y_true.argmax(axis=-1)
+    if not (weights >= 0).all():
+        raise ValueError(
+            "The weights of `validation_data` must not be negative. Received: weights from "
+            f"{weights.min()}"
+        )
+    y_true = ops.convert_to_numpy(y_true)
+    if not sparse:
+        targets.refuse_ignored(y_true, loss.ignore_class)
+        one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
+        if not one_hot[weights.reshape(shape) > 0].all():
+            raise ValueError(
+                "`validation_data` must have integer or one-hot labels. Received: soft targets"
+            )
+        y_true = y_true.argmax(axis=-1)
     labels = y_true.reshape(-1)
     # A label of weight 0 may be anything.
     kept = weights != 0
     if loss.ignore_class is not None:
-        kept &= labels != loss.ignore_class
+        kept &= ~targets.is_ignored(labels, loss.ignore_class)
     occurs = loss.surrogate.occurs
     bad = np.unique(labels[kept & ~np.isin(labels, np.flatnonzero(occurs))])
     if bad.size:
@@ -476,6 +496,4 @@ def _labelled(loss, y_pred, y_true, weights=None):
             f"Received: {bad[:10].tolist()}. Padding is the loss's `ignore_class`, or has weight 0"
         )
     logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]
-    log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
-    log_posterior = log_posterior.astype("float64")
-    return log_posterior, labels[kept].astype("int64"), weights[kept].astype("float64")
+    return logits, labels[kept].astype("int64"), weights[kept].astype("float64"), kept

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import keras
 import numpy as np
 
-from keras_balanced import batches, targets, validation
+from keras_balanced import reading, targets, validation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -84,8 +84,8 @@ def long_tail(
     """Draws a long-tailed subset of labelled data.
 
     Args:
-        x: Array of examples `(N, ...)`, or an unbatched `tf.data.Dataset` of `(x, y)` or
-            `(x, y, sample_weight)` that gives the same order each time.
+        x: Array of examples `(N, ...)`, or a dict of arrays, or an unbatched `tf.data.Dataset` of
+            `(x, y)` or `(x, y, sample_weight)` that gives the same order each time.
         y: Integer labels `(N,)`; `None` when `x` is a dataset, whose labels may be one-hot.
         imbalance_ratio: Number of at least 1: the largest class over the smallest.
         profile: `"exponential"` or `"step"`, as in `long_tail_counts`.
@@ -106,16 +106,17 @@ def long_tail(
     >>> print(np.bincount(y))
     [20  4]
     """
-    is_dataset = hasattr(x, "element_spec")
-    x = np.asarray(x) if isinstance(x, (list, tuple)) else x
+    is_dataset = reading.is_dataset(x)
     if is_dataset:
-        labels = batches.labels_of_examples(x, "x")
+        labels = reading.labels_of_examples(x, y, "x")
     else:
-        labels = targets.as_numpy("`y`", y, "integer labels `(N,)`")
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(x):
+        x = np.asarray(x) if isinstance(x, (list, tuple)) else x
+        arrays, labels, _ = reading.examples(x, y)
+        x = x if hasattr(x, "iloc") else arrays  # A table of pandas stays one.
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(
                 "`y` must be integer labels `(N,)`, one for each of the examples in `x`. "
-                f"Received: y of shape {labels.shape} and dtype {labels.dtype}, {len(x)} examples"
+                f"Received: y of shape {labels.shape} and dtype {labels.dtype}"
             )
     ids = targets.class_ids("y", labels)
     available = np.bincount(ids)
@@ -139,7 +140,7 @@ def long_tail(
     for k, count in enumerate(counts):
         keep[rng.permutation(np.flatnonzero(ids == k))[:count]] = True
     if not is_dataset:
-        return x[keep], labels[keep]
+        return reading.choose(x, keep), labels[keep]
 
     import tensorflow as tf
 
@@ -172,7 +173,8 @@ def stratified_split(y: ArrayLike, fraction: float, seed: int = 0) -> tuple[np.n
     5 2
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"`fraction` must be in (0, 1). Received: fraction={fraction!r}")
+        shown = validation.show(fraction)
+        raise ValueError(f"`fraction` must be in (0, 1). Received: fraction={shown}")
     if not (np.ndim(y) == 1 and np.asarray(y).dtype.kind in "OSU"):  # Names are fine here.
         y = targets.class_ids("y", y)
     y = np.asarray(y)
@@ -226,11 +228,12 @@ def load(
     (503, 8, 8, 1) [50 50 50 50 50 50 50 50 50 50]
     """
     if name not in NAMES:
-        raise ValueError(f"`name` must be one of {NAMES}. Received: name={name!r}")
+        raise ValueError(f"`name` must be one of {NAMES}. Received: name={validation.show(name)}")
     check_imbalance(imbalance_ratio, profile)
     if validation_split != 0 and not 0 < validation_split < 1:
         raise ValueError(
-            f"`validation_split` must be in [0, 1). Received: validation_split={validation_split!r}"
+            "`validation_split` must be in [0, 1). "
+            f"Received: validation_split={validation.show(validation_split)}"
         )
     (x, y), test = _load_digits() if name == "digits" else _load_cifar(name)
     max_count = _CIFAR_MAX_COUNT.get(name) if max_count is None else max_count
@@ -246,10 +249,11 @@ def check_imbalance(imbalance_ratio, profile):
     if not isinstance(imbalance_ratio, numbers.Real) or not 1 <= imbalance_ratio < np.inf:
         raise ValueError(
             "`imbalance_ratio` must be a finite number of at least 1. "
-            f"Received: imbalance_ratio={imbalance_ratio!r}"
+            f"Received: imbalance_ratio={validation.show(imbalance_ratio)}"
         )
     if profile not in PROFILES:
-        raise ValueError(f"`profile` must be one of {PROFILES}. Received: profile={profile!r}")
+        shown = validation.show(profile)
+        raise ValueError(f"`profile` must be one of {PROFILES}. Received: profile={shown}")
 
 
 def _load_digits():

@@ -17,6 +17,8 @@ from keras_balanced import backends, targets
 
 _BLOCK = 2**25  # Numbers in the largest array of the posterior under margins.
 _STAGE = 8  # States of its chain that are left out before the array shrinks.
+_REACH = 5e5  # A class whose logit is smaller than the largest by more than this is masked.
+MASKED = -1e9  # Its logit. Not infinite: the difference of two would be NaN.
 
 
 def as_logits(y_pred, surrogate, from_logits=True):
@@ -54,18 +56,15 @@ def surrogate_loss(y_true, logits, surrogate, ignore_class=None):
     y_true, sparse = targets.match_shapes(y_true, logits, len(surrogate.priors))
     if sparse:
         return _sparse_loss(y_true, logits, surrogate, ignore_class)
-    if ignore_class is not None:
-        raise ValueError(
-            "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
-            f"{tuple(y_true.shape)} and ignore_class={ignore_class}"
-        )
+    targets.refuse_ignored(y_true, ignore_class)
     return _soft_loss(ops.cast(y_true, logits.dtype), logits, surrogate)
 
 
 def _sparse_loss(labels, logits, surrogate, ignore_class):
     if ignore_class is not None:
-        ignored = ops.equal(labels, ignore_class)
-        labels = ops.where(ignored, 0, labels)
+        ignored = targets.is_ignored(labels, ignore_class)
+        label = targets.stand_in(surrogate.occurs, ignore_class)
+        labels = ops.where(ignored, ops.full_like(labels, label), labels)
         # So that a NaN there does not reach the gradient.
         logits = ops.where(ignored[..., None], _like(logits, 0.0), logits)
 
@@ -96,7 +95,10 @@ def _soft_loss(y_true, logits, surrogate):
         total = ops.sum(y_true, axis=-1, keepdims=True)
         mass = _like(logits, surrogate.smoothing_mass)
         y_true = (1.0 - surrogate.label_smoothing) * y_true + total * mass
-    return ops.sum(y_true * _losses_of_classes(logits, surrogate), axis=-1)
+    losses = y_true * _losses_of_classes(logits, surrogate)
+    # The loss of a masked class, of logit -inf, is infinite: no target may be there.
+    losses = ops.where(ops.equal(y_true, 0), _like(logits, 0.0), losses)
+    return ops.sum(losses, axis=-1)
 
 
 def _losses_of_classes(logits, surrogate):
@@ -108,7 +110,7 @@ def _losses_of_classes(logits, surrogate):
         inverse = _like(logits, 1.0 / surrogate.levels[:, None])
         normalizers = ops.logsumexp(logits[..., None, :] * inverse + shift, axis=-1)
         true = logits * _like(logits, 1.0 / surrogate.margins) + shift
-        cross_entropies = ops.take(normalizers, surrogate.level_of, axis=-1) - true
+        cross_entropies = ops.take(normalizers, np.array(surrogate.level_of), axis=-1) - true
     return _psi(cross_entropies, surrogate.q) * _like(logits, surrogate.weights)
 
 
@@ -117,7 +119,7 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
     y_true, logits = targets.match_binary(y_true, logits, surrogate.num_labels)
     y_true = ops.cast(y_true, logits.dtype)
     if ignore_class is not None:
-        ignored = ops.equal(y_true, ignore_class)
+        ignored = targets.is_ignored(y_true, ignore_class)
         y_true = ops.where(ignored, _like(logits, 0.0), y_true)
         logits = ops.where(ignored, _like(logits, 0.0), logits)
     valid = ops.logical_and(y_true >= 0, y_true <= 1)
@@ -136,7 +138,7 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
     return losses if ignore_class is None else ops.where(ignored, _like(logits, 0.0), losses)
 
 
-def log_posterior(logits, surrogate, target_priors):
+def log_posterior(logits, surrogate, mix):
     """Returns the log-probabilities `(..., K)` of the classes under a class mix.
 
     Of a binary surrogate and logits `(...)` those of label 0 and 1, `(..., 2)`.
@@ -147,17 +149,18 @@ def log_posterior(logits, surrogate, target_priors):
     """
     if surrogate.binary:
         logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
+    logits, masked = _within_reach(logits, surrogate)
+    if surrogate.binary:
         log_u, log_s = _stationary_of_two(logits, surrogate)
+    elif not _differ(surrogate.margins, 1.0):
+        log_u = log_s = ops.log_softmax(logits + _like(logits, surrogate.shift))
     else:
-        logits = mask_absent(logits, surrogate)
-        if not _differ(surrogate.margins, 1.0):
-            log_u = log_s = ops.log_softmax(logits + _like(logits, surrogate.shift))
-        else:
-            log_u, log_s = _in_blocks(lambda z: _stationary(z, surrogate), logits, surrogate)
+        log_u, log_s = _in_blocks(lambda z: _stationary(z, surrogate), logits, surrogate)
     log_eta = log_u - surrogate.q * log_s + _log_ratio(logits, surrogate.margins, surrogate.weights)
     if surrogate.label_smoothing:
         log_eta = _without_smoothing(ops.log_softmax(log_eta), surrogate)
-    return change_mix(log_eta, surrogate, surrogate.priors, target_priors)
+    log_eta = ops.where(masked, _like(log_eta, MASKED), log_eta)
+    return change_mix(log_eta, surrogate, surrogate.priors, mix)
 
 
 def change_mix(log_p, surrogate, before, after):
@@ -171,9 +174,26 @@ def mask_absent(logits, surrogate):
     """Returns logits with a large negative number for the classes that do not occur."""
     if surrogate.occurs.all():
         return logits
-    # Not infinite: the difference of two would be NaN.
-    low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else -1e9
-    return ops.where(ops.convert_to_tensor(surrogate.occurs), logits, _like(logits, low))
+    low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else MASKED
+    return ops.where(ops.convert_to_tensor(np.array(surrogate.occurs)), logits, _like(logits, low))
+
+
+def _within_reach(logits, surrogate):
+    """Returns logits near enough to each other to compute with, and which classes are masked.
+
+    Masked are the classes that do not occur, and those whose logit is far below the largest of
+    their example, as one of -inf. The posterior of the others is what it would be without them.
+    """
+    logits = ops.clip(logits, -1e30, 1e30)
+    if not surrogate.occurs.all():
+        occurs = ops.convert_to_tensor(np.array(surrogate.occurs))
+        logits = ops.where(occurs, logits, _like(logits, -np.inf))
+    largest = backends.largest(logits)[..., None]
+    # Near 0 the logits stay as they are: a difference is rounded, and of small ones not exact.
+    far = ops.where(ops.abs(largest) > 0.1 * _REACH, largest, _like(logits, 0.0))
+    logits, lowest = logits - far, largest - far - _REACH
+    masked = logits < lowest
+    return ops.where(masked, lowest, logits), masked
 
 
 def _without_smoothing(log_eta, surrogate):
@@ -214,7 +234,7 @@ def _stationary(logits, surrogate):
     stationary too, under `Q[g, h]`, the sum of row `g` over the classes of level `h`; and
     `u_k = sum_g U_g P_g[k]`.
     """
-    level_of, shift = surrogate.level_of, surrogate.shift
+    level_of, shift = np.array(surrogate.level_of), surrogate.shift
     num_levels = len(surrogate.levels)
     members = [np.flatnonzero((level_of == g) & surrogate.occurs) for g in range(num_levels)]
     # Members of each level, the first repeated up to one length: for the largest that is enough.
@@ -291,7 +311,10 @@ def _enter(log_u, entered, kept, step, never):
     """Returns `log u` with that of the state `kept + step`, from the states before it."""
     state, n = ops.arange(log_u.shape[-1]), kept + step
     of_state = ops.where(state < n, log_u + ops.take(entered, step, axis=-1), never)
-    return ops.where(ops.equal(state, n), ops.logsumexp(of_state, axis=-1, keepdims=True), log_u)
+    of_state = ops.logsumexp(of_state, axis=-1, keepdims=True)
+    log_u = ops.where(ops.equal(state, n), of_state, log_u)
+    # The largest is 0: what the chain leaves for good, a masked class, may have come first.
+    return log_u - backends.largest(log_u)[..., None]
 
 
 def _log_add(a, b):
@@ -306,7 +329,8 @@ def _psi(cross_entropy, q):
 
 
 def _like(tensor, values):
-    return ops.convert_to_tensor(values, dtype=tensor.dtype)
+    # A copy: PyTorch warns of arrays that are read-only.
+    return ops.convert_to_tensor(np.array(values), dtype=tensor.dtype)
 
 
 def _log_ratio(tensor, numerator, denominator):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -13,6 +14,8 @@ from keras_balanced import backends, formula, surrogates, targets, validation
 from keras_balanced.surrogates import Surrogate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
 
     from keras_balanced.validation import ClassMix
@@ -31,7 +34,9 @@ class BalancedLoss(keras.losses.Loss):
     (what is done to the predictions first) or `call`. Masks, sample weights, `ignore_class`,
     probabilities, reductions and `posterior` come with it. A subclass needs no `get_config` if its
     `__init__` keeps each of its own arguments in an attribute of the same name, and hands
-    `**kwargs` on.
+    `**kwargs` on. What a Keras object was in it, such as a `ClassPrior` for a loss that needs
+    counts, is one again in a loaded loss. Two losses are equal if they are of one class and all of
+    their arguments are equal.
 
     Formula:
 
@@ -46,8 +51,8 @@ class BalancedLoss(keras.losses.Loss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -79,7 +84,7 @@ class BalancedLoss(keras.losses.Loss):
         self,
         surrogate: Surrogate,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "balanced_loss",
         dtype: str | None = None,
@@ -91,11 +96,10 @@ class BalancedLoss(keras.losses.Loss):
                 "above 256. Models under mixed precision need no setting here. "
                 f"Received: dtype={self.dtype}"
             )
-        if isinstance(surrogate, dict):  # Out of a config.
-            surrogate = Surrogate(**surrogate)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
-                f"`surrogate` must be a `Surrogate`. Received: surrogate={surrogate!r}"
+                "`surrogate` must be a `Surrogate`. "
+                f"Received: surrogate={validation.show(surrogate)}"
             )
         self.surrogate = surrogate
         self.from_logits = bool(from_logits)
@@ -126,7 +130,8 @@ class BalancedLoss(keras.losses.Loss):
             # A copy: on PyTorch Keras multiplies a mask into it in place.
             sample_weight = ops.copy(targets.match_weights(sample_weight, shape))
             counted = counted * sample_weight
-        return super().__call__(targets.blank_labels(y_true, counted), y_pred, sample_weight)
+        y_true = targets.blank_labels(y_true, counted, self.surrogate.occurs, self.ignore_class)
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def logits(self, y_pred: Any) -> Any:
         """Returns the predictions as the logits `(..., K)` of the formula."""
@@ -138,15 +143,15 @@ class BalancedLoss(keras.losses.Loss):
         if self.ignore_class is None:
             return losses
         y_true = targets.as_tensor("y_true", y_true)
-        kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
-        return backends.set_mask(losses, kept)
+        kept = ops.logical_not(targets.is_ignored(y_true, self.ignore_class))
+        return backends.set_mask(losses, ops.reshape(kept, ops.shape(losses)))
 
-    def log_posterior(self, logits: Any, target_priors: ClassMix | None = None) -> Any:
+    def log_posterior(self, logits: Any, *, priors: ClassMix | None = None) -> Any:
         """Returns the natural logarithm of what `posterior` gives.
 
         Args:
             logits: `(..., K)`, as the method `logits` gives them; of binary losses `(...)`.
-            target_priors: As in `posterior`.
+            priors: As in `posterior`.
 
         Returns:
             `(..., K)`; of binary losses `(..., 2)`, for label 0 and label 1.
@@ -155,22 +160,23 @@ class BalancedLoss(keras.losses.Loss):
             ValueError: for shapes or priors that do not fit.
         """
         surrogate = self.surrogate
-        target = surrogate.target_priors
-        if target_priors is not None:
-            target = surrogate.check_target(target_priors)
+        mix = surrogate.target_priors
+        if priors is not None:
+            mix = surrogate.check_mix("priors", priors)
         logits = formula.as_full_precision(targets.as_tensor("logits", logits))
         if not surrogate.binary:
             targets.check_classes(logits, len(surrogate.priors))
-        return formula.log_posterior(logits, surrogate, target)
+        return formula.log_posterior(logits, surrogate, mix)
 
     def posterior(
-        self, y_pred: Any, target_priors: ClassMix | None = None, temperature: float = 1.0
+        self, y_pred: Any, *, priors: ClassMix | None = None, temperature: float = 1.0
     ) -> Any:
         """Returns the probability of each class that a model trained with this loss predicts.
 
         The softmax of the logits is *not* that: the loss has shifted or scaled them. Exact where
         the logits minimise the loss; with unequal margins and `q > 0` the loss may have no
-        minimum (see the class).
+        minimum (see the class). To decide, see `Decision`: where it asks for another class mix
+        than `priors`, its class is not the most probable one.
 
         Of the outputs of a functional model it is the output of a layer, which is saved and
         exported with the model: `keras.Model(inputs, loss.posterior(model(inputs)))`.
@@ -178,8 +184,9 @@ class BalancedLoss(keras.losses.Loss):
         Args:
             y_pred: Predictions `(..., K)` as the loss takes them: logits, or probabilities if
                 `from_logits=False`. Binary losses: `(...)`, `(..., 1)` or `(..., L)`.
-            target_priors: Class mix in which the probabilities should hold, as in the loss.
-                `None` is the loss's own target; the training priors give the training mix.
+            priors: Class mix in which the probabilities should hold: that of the data that are
+                met, in the forms of the loss's `priors`. `None` is the mix that the loss trains
+                for, its `target_priors`; the training priors give the training mix.
             temperature: Positive number by which the log-posterior in the loss's own target is
                 divided, before the mix changes: what `serving.calibrate` finds, as in an export.
 
@@ -191,22 +198,25 @@ class BalancedLoss(keras.losses.Loss):
             ValueError: for shapes or priors that do not fit.
         """
         if isinstance(y_pred, keras.KerasTensor):
-            return _Posterior(self, target_priors, temperature)(y_pred)
+            return _Posterior(self, priors, temperature)(y_pred)
         temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
-        if temperature == 1.0:
-            log_p = self.log_posterior(self.logits(y_pred), target_priors)
-        else:
-            surrogate = self.surrogate
-            own = target = surrogate.target_priors
-            if target_priors is not None:
-                target = surrogate.check_target(target_priors)
-            log_p = self.log_posterior(self.logits(y_pred)) / temperature
-            log_p = formula.change_mix(log_p, surrogate, own, target)
-        probabilities = ops.exp(log_p)
-        if self.surrogate.binary:
-            probabilities = probabilities[..., 1]
-        is_numpy = isinstance(y_pred, np.ndarray)
-        return ops.convert_to_numpy(probabilities) if is_numpy else probabilities
+        surrogate = self.surrogate
+        own = mix = surrogate.target_priors
+        if priors is not None:
+            mix = surrogate.check_mix("priors", priors)
+
+        def of_predictions(y_pred):
+            log_p = self.log_posterior(self.logits(y_pred))
+            if temperature != 1.0 or mix is not own:
+                log_p = formula.change_mix(log_p / temperature, surrogate, own, mix)
+            probabilities = ops.exp(log_p)
+            return probabilities[..., 1] if surrogate.binary else probabilities
+
+        if isinstance(y_pred, np.ndarray):
+            y_pred = targets.as_numpy("`y_pred`", y_pred)
+        elif not backends.is_dense_tensor(y_pred):
+            y_pred = targets.as_tensor("y_pred", y_pred)
+        return backends.of_rows(of_predictions, y_pred, surrogate.axes)
 
     def get_config(self) -> dict[str, Any]:
         names = [
@@ -219,6 +229,19 @@ class BalancedLoss(keras.losses.Loss):
         ]
         return {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BalancedLoss:
+        """Returns the loss of a config, of which `get_config` serialised the Keras objects."""
+        return cls(**{name: _restored(value) for name, value in config.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BalancedLoss):
+            return NotImplemented
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.surrogate))
+
     def __repr__(self) -> str:
         return validation.describe(self)
 
@@ -227,18 +250,17 @@ class BalancedLoss(keras.losses.Loss):
 class _Posterior(keras.layers.Layer):
     """The posterior of a loss, as the end of a functional model."""
 
-    def __init__(self, loss, target_priors=None, temperature=1.0, **kwargs):
+    def __init__(self, loss, priors=None, temperature=1.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
         surrogate = self.loss.surrogate
-        if target_priors is not None:
-            surrogate.check_target(target_priors)
-        self.target_priors = validation.plain(target_priors, surrogate.binary)
+        surrogate.check_mix("priors", priors)
+        self.priors = validation.plain(priors, surrogate.binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
 
     def call(self, y_pred):
-        return self.loss.posterior(y_pred, self.target_priors, self.temperature)
+        return self.loss.posterior(y_pred, priors=self.priors, temperature=self.temperature)
 
     def compute_output_spec(self, y_pred):
         if not self.loss.surrogate.binary:
@@ -250,13 +272,22 @@ class _Posterior(keras.layers.Layer):
         return {
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
-            "target_priors": self.target_priors,
+            "priors": self.priors,
             "temperature": self.temperature,
         }
 
 
 def _plain(value):
-    return value.get_config() if isinstance(value, Surrogate) else validation.plain(value)
+    """Returns an argument as JSON keeps it."""
+    if hasattr(value, "get_config"):
+        return keras.saving.serialize_keras_object(value)
+    return validation.plain(value)
+
+
+def _restored(value):
+    """Returns an argument as it was before `_plain`."""
+    is_object = isinstance(value, dict) and "class_name" in value
+    return keras.saving.deserialize_keras_object(value) if is_object else value
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -298,8 +329,8 @@ class GLALoss(BalancedLoss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -340,7 +371,7 @@ class GLALoss(BalancedLoss):
         tau: float | None = None,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gla_loss",
         dtype: str | None = None,
@@ -396,8 +427,8 @@ class GCALoss(BalancedLoss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -441,7 +472,7 @@ class GCALoss(BalancedLoss):
         consistent: bool = False,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gca_loss",
         dtype: str | None = None,
@@ -485,8 +516,8 @@ class BinaryGLALoss(GLALoss):
             balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GLALoss`.
-        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
-            denominator: labels that are not known.
+        ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
+            in value, gradient or denominator: labels that are not known.
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -520,7 +551,7 @@ class BinaryGLALoss(GLALoss):
         tau: float | None = None,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gla_loss",
         dtype: str | None = None,
@@ -570,8 +601,8 @@ class BinaryGCALoss(GCALoss):
             balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GCALoss`.
-        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
-            denominator: labels that are not known.
+        ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
+            in value, gradient or denominator: labels that are not known.
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -606,7 +637,7 @@ class BinaryGCALoss(GCALoss):
         consistent: bool = False,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gca_loss",
         dtype: str | None = None,
@@ -625,3 +656,7 @@ class BinaryGCALoss(GCALoss):
             dtype,
             label_smoothing,
         )
+
+
+# By the names under which searches know them, as in `surrogates.FAMILIES`.
+LOSSES: dict[str, Callable[..., BalancedLoss]] = {"gla": GLALoss, "gca": GCALoss}

@@ -1,12 +1,13 @@
 """The table of losses as data: each is a choice of shift, margins, weights and q.
 
-NumPy only: `formula` computes with it.
+NumPy, and of Keras the register of classes: `formula` computes with it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_balanced import validation
@@ -16,9 +17,25 @@ if TYPE_CHECKING:
 
     from keras_balanced.validation import ClassMix
 
-__all__ = ["Surrogate", "gca_surrogate", "gla_surrogate"]
+__all__ = ["FAMILIES", "Family", "Surrogate", "gca_surrogate", "gla_surrogate"]
 
 
+class Family(NamedTuple):
+    """What a search can vary in a family of losses beside `q`: one of its arguments."""
+
+    option: str  # The name of the argument.
+    values: tuple[Any, ...]  # What a search tries unless it is told.
+    none: str  # What `None` stands for, in words.
+
+
+# By the names under which searches know them; the classes are in `losses.LOSSES`.
+FAMILIES = {
+    "gla": Family("tau", (None, 1.0), none="1/(1-q)"),
+    "gca": Family("margins", ("cube_root", None), none="equal"),
+}
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
 class Surrogate:
     """Holds the constants of a loss: one row of the table of losses.
 
@@ -30,9 +47,9 @@ class Surrogate:
     ```
 
     Give one to `BalancedLoss` for a loss of your own. The attributes, named as the arguments, are
-    float64 arrays `(K,)`; with `binary` they are `(2,)` for one rate and `(L, 2)` for `L` rates,
-    label 0 before label 1. A class with 0 in both mixes never occurs: what the formula says of it
-    is without effect, but for its shift.
+    read-only float64 arrays `(K,)`; with `binary` they are `(2,)` for one rate and `(L, 2)` for `L`
+    rates, label 0 before label 1. Two are equal if all of their arguments are. A class with 0 in
+    both mixes never occurs: what the formula says of it is without effect, except for its shift.
 
     Args:
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
@@ -70,7 +87,7 @@ class Surrogate:
         zeros = target_priors is not None
         self.priors = validation.check_class_priors("priors", priors, self.binary, zeros)
         self.occurs = self.priors > 0
-        self.target_priors = self.check_target(target_priors)
+        self.target_priors = self.check_mix("target_priors", target_priors)
         self.target_to_prior = np.divide(
             self.target_priors, self.priors, where=self.occurs, out=np.ones_like(self.priors)
         )
@@ -91,20 +108,28 @@ class Surrogate:
         # same to the posterior of each class in the target mix, and so keeps their order.
         mix = self.occurs / self.target_to_prior
         self.smoothing_mass = self.label_smoothing * mix / mix.sum(axis=-1, keepdims=True)
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                setattr(self, name, _read_only(value))
 
     @property
     def num_labels(self) -> int | None:
         """Number `L` of labels with a rate each; `None` for one rate, and for classes."""
         return len(self.priors) if self.priors.ndim > 1 else None
 
-    def check_target(self, target_priors: ClassMix | None) -> np.ndarray:
-        """Returns a target mix as probabilities in the shape of `priors`.
+    @property
+    def axes(self) -> int:
+        """Number of axes of the logits of one example: none for one logit."""
+        return 0 if self.priors.shape == (2,) and self.binary else 1
+
+    def check_mix(self, name: str, mix: ClassMix | None) -> np.ndarray:
+        """Returns a class mix, an argument of this name, as probabilities shaped as `priors`.
 
         `None` is uniform over the classes that occur.
         """
-        if target_priors is None:
+        if mix is None:
             return self.occurs / self.occurs.sum(axis=-1, keepdims=True)
-        return validation.check_target(target_priors, self.priors, self.binary)
+        return validation.check_mix_like(name, mix, self.priors, self.binary)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments as plain numbers and lists."""
@@ -116,8 +141,28 @@ class Surrogate:
         numbers = {"q": self.q, "label_smoothing": self.label_smoothing}
         return {**arrays, **numbers, "binary": self.binary}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Surrogate:
+        """Returns the `Surrogate` of a config."""
+        return cls(**config)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Surrogate):
+            return NotImplemented
+        return self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash((self.q, *self.priors.ravel().tolist()))
+
     def __repr__(self) -> str:
         return validation.describe(self)
+
+
+def _read_only(array):
+    """Returns a copy, since the array may be the caller's."""
+    array = array.copy()
+    array.setflags(write=False)
+    return array
 
 
 def gla_surrogate(
@@ -166,7 +211,7 @@ def gca_surrogate(
     else:
         raise ValueError(
             '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
-            f"Received: margins={margins!r}"
+            f"Received: margins={validation.show(margins)}"
         )
     rho = np.broadcast_to(rho, occurs.shape)
     rho = np.where(occurs, rho / rho.mean(axis=-1, keepdims=True, where=occurs), 1.0)

@@ -31,6 +31,46 @@ ClassMix: TypeAlias = "ArrayLike | Mapping[int, float] | HasPriors"
 SMALLEST_PRIOR = 1e-30
 
 
+def show(value, most=100):
+    """Returns an argument as errors print it: in a line, and what is long by its kind and size."""
+    text = repr(value)
+    if len(text) <= most and "\n" not in text:
+        return text
+    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    if shape is not None:
+        return f"a {kind} of shape {tuple(shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {kind} of {len(value)}, {text[: most // 2]}..."
+    return " ".join(text[:most].split()) + "..."
+
+
+def some(values, most=5):
+    """Returns the first of some numbers as errors print them."""
+    return [float(f"{v:.6g}") if isinstance(v, float) else v for v in values[:most].tolist()]
+
+
+def check_finite(name, values, index=None, total=None):
+    """Returns values `(N, ...)`, and raises with how many of the `N` are not finite, and where.
+
+    `index` are their places among `total`, where some have been left out.
+    """
+    flat = np.reshape(values, (len(values), -1))
+    refuse_examples(~np.isfinite(flat).all(axis=1), f"{name} must be finite", index, total)
+    return values
+
+
+def refuse_examples(bad, expected, index=None, total=None):
+    """Raises with how many of `N` examples are bad, and where, if any are."""
+    places = np.flatnonzero(bad)
+    if places.size:
+        number = len(bad) if total is None else total
+        places = places if index is None else index[places]
+        raise ValueError(
+            f"{expected}. Received: {places.size} of {number} examples that are not, at the places "
+            f"{places[:5].tolist()}{' and others' if places.size > 5 else ''}"
+        )
+
+
 def is_number(value):
     """Returns whether a value is one number, of Python or of NumPy."""
     return isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
@@ -45,7 +85,7 @@ def check_number(name, value, low=-math.inf, high=math.inf):
         or not low <= value < high
     ):
         where = f"in [{low:g}, {high:g})" if math.isfinite(low) else "a finite number"
-        raise ValueError(f"`{name}` must be {where}. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be {where}. Received: {name}={show(value)}")
     return float(value)
 
 
@@ -66,7 +106,7 @@ def check_integer(name, value, low=-math.inf, high=math.inf):
     ):
         where = f" of at least {low}" if math.isfinite(low) else ""
         where = f" in [{low}, {high})" if math.isfinite(high) else where
-        raise ValueError(f"`{name}` must be an integer{where}. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be an integer{where}. Received: {name}={show(value)}")
     return int(value)
 
 
@@ -79,7 +119,7 @@ def check_positive_vector(name, values, length=None, zeros=False):
     if vector.ndim != 1:
         raise ValueError(
             f"`{name}` must be a 1-D vector of positive numbers, one per class. "
-            f"Received: {name}={values!r} of shape {vector.shape}"
+            f"Received: {name}={show(values)} of shape {vector.shape}"
         )
     if length is not None and len(vector) != length:
         raise ValueError(
@@ -89,24 +129,39 @@ def check_positive_vector(name, values, length=None, zeros=False):
     if len(vector) < 2:
         raise ValueError(
             f"`{name}` must have at least 2 classes (for one logit per example there are the "
-            f"binary losses). Received: {name}={values!r}"
+            f"binary losses). Received: {name}={show(values)}"
         )
-    zeros = zeros and np.count_nonzero(vector) >= 2
+    if zeros and np.count_nonzero(vector) == 1 and (vector >= 0).all():
+        raise ValueError(
+            f"`{name}` must be positive for at least 2 classes. Received: {name}={values!r}, of "
+            f"which only the class {np.flatnonzero(vector)[0]} occurs"
+        )
     bad = np.flatnonzero(~(np.isfinite(vector) & ((vector >= 0) if zeros else (vector > 0))))
     if bad.size:
         message = (
             f"`{name}` must be positive and finite for every class. "
-            f"Received: {vector[bad[:10]].tolist()} for the class ids {bad[:10].tolist()}"
+            f"Received: {some(vector[bad], 10)} for the class ids {some(bad, 10)}"
             f"{f' and {bad.size - 10} more' if bad.size > 10 else ''}"
         )
-        if name in ("priors", "training_priors") and (vector[bad] == 0).any():
+        if _are_labels(vector):
+            message += (
+                f", {len(vector)} numbers that look like labels. Did you mean `np.bincount(y)`, "
+                "or a `ClassPrior` adapted to them?"
+            )
+        elif name in ("priors", "training_priors") and (vector[bad] == 0).any():
             message += (
                 ". Do your ids start at 1? A class that never occurs needs 0 in `target_priors` "
-                "too; a class that is rare, with no example in these data, needs some mass, as "
+                "too; a rare class without an example here needs some mass, as "
                 "`ClassPrior(num_classes, smoothing=1.0)` gives it"
             )
         raise ValueError(message)
     return vector
+
+
+def _are_labels(vector):
+    """Returns whether a vector looks like the labels of examples: few ids, many times each."""
+    ids = np.unique(vector)
+    return len(vector) >= 10 * len(ids) and bool((ids == np.rint(ids)).all())
 
 
 def check_counts(name, values, shape=None):
@@ -120,7 +175,7 @@ def check_counts(name, values, shape=None):
     fits = counts.ndim == 1 and len(counts) > 1 if shape is None else counts.shape == shape
     if not fits or not (np.isfinite(counts) & (counts >= 0)).all():
         raise ValueError(
-            f"`{name}` must be {expected}. Received: {name}={values!r} of shape {counts.shape}"
+            f"`{name}` must be {expected}. Received: {name}={show(values)} of shape {counts.shape}"
         )
     return counts
 
@@ -140,7 +195,7 @@ def check_mix(name, values, length=None, zeros=False):
     if tiny.size:
         raise ValueError(
             f"`{name}` must be at least {SMALLEST_PRIOR:g} for every class that occurs. "
-            f"Received: {mix[tiny[:10]].tolist()} for the class ids {tiny[:10].tolist()}"
+            f"Received: {some(mix[tiny])} for the class ids {some(tiny)}"
         )
     return mix
 
@@ -157,7 +212,7 @@ def check_rates(name, values):
         keys = list(values.keys()) if _is_table(values) else []
         if any(isinstance(key, str) for key in keys):
             raise ValueError(
-                f"`{name}` must be {expected}. Received: a {kind} with the keys {keys[:10]}; of "
+                f"`{name}` must be {expected}. Received: a {kind} with the keys {show(keys)}; of "
                 "several labels pass a vector, as in `y.mean().to_numpy()`"
             )
         mix = as_array(name, _held_by(values, "priors"), expected, length=2)
@@ -165,16 +220,22 @@ def check_rates(name, values):
             raise ValueError(
                 f"`{name}` must be {expected}; a `ClassPrior`, dict or Series of class ids must "
                 f"have the classes 0 and 1. Received: a {kind} of {mix.size} classes, "
-                f"{mix[:10].tolist()}; of several labels pass a vector of rates, as in "
+                f"{some(mix.ravel())}; of several labels pass a vector of rates, as in "
                 "`y.mean().to_numpy()`, or a `ClassPrior` with `multi_label=True`"
             )
         rates = mix[1] / mix.sum()
     else:
         rates = as_array(name, _held_by(values, "priors"), expected)
+    if rates.size > 1 and _are_labels(rates.ravel()):
+        mean = "y.mean()" if rates.ndim == 1 or rates.shape[1:] == (1,) else "y.mean(axis=0)"
+        raise ValueError(
+            f"`{name}` must be {expected}. Received: {rates.size} numbers of shape {rates.shape} "
+            f"that look like labels. Did you mean `{mean}`?"
+        )
     if rates.ndim > 1 or not ((rates >= SMALLEST_PRIOR) & (rates < 1)).all():
         raise ValueError(
             f"`{name}` must be {expected} (`ClassPrior(..., smoothing=1.0)` keeps them there). "
-            f"Received: {name}={rates.tolist()}"
+            f"Received: {name}={show(rates.tolist())}"
         )
     if rates.size == 1:
         rates = rates.reshape(())
@@ -186,31 +247,31 @@ def check_class_priors(name, values, binary, zeros=False):
     return check_rates(name, values) if binary else check_mix(name, values, zeros=zeros)
 
 
-def check_target(target_priors, priors, binary):
-    """Returns `target_priors` as probabilities in the shape of `priors`."""
+def check_mix_like(name, mix, priors, binary):
+    """Returns a class mix, or with `binary` positive rates, as probabilities shaped as `priors`."""
     if not binary:
-        target = check_mix("target_priors", target_priors, length=len(priors), zeros=True)
-        absent, unwanted = np.flatnonzero(priors == 0), np.flatnonzero(target == 0)
+        mix = check_mix(name, mix, length=len(priors), zeros=True)
+        absent, unwanted = np.flatnonzero(priors == 0), np.flatnonzero(mix == 0)
         if set(unwanted) - set(absent):
             raise ValueError(
-                "`target_priors` must be positive for every class that occurs; one that never "
-                "occurs has 0 in `priors` too. Received: 0 for the class ids "
-                f"{unwanted[:10].tolist()}, and priors of 0 for {absent[:10].tolist()}"
+                f"`{name}` must be positive for every class that occurs; one that never "
+                "occurs has 0 in the loss's `priors` too. Received: 0 for the class ids "
+                f"{some(unwanted)}, and priors of 0 for {some(absent)}"
             )
         if set(absent) - set(unwanted):
             raise ValueError(
-                "`target_priors` must be 0 for a class that never occurs. Received: priors of 0 "
-                f"for the class ids {absent[:10].tolist()}, and target priors of 0 for "
-                f"{unwanted[:10].tolist()}"
+                f"`{name}` must be 0 for a class that never occurs. Received: priors of 0 "
+                f"for the class ids {some(absent)}, and `{name}` of 0 for "
+                f"{some(unwanted)}"
             )
-        return target
-    target = check_rates("target_priors", target_priors)
-    if target.shape not in ((2,), priors.shape):
+        return mix
+    rates = check_rates(name, mix)
+    if rates.shape not in ((2,), priors.shape):
         raise ValueError(
-            "`target_priors` must be one positive rate, or one for each label of `priors`. "
-            f"Received: {len(target)} rates for {priors.size // 2} labels"
+            f"`{name}` must be one positive rate, or one for each label of the loss. "
+            f"Received: {len(rates)} rates for {priors.size // 2} labels"
         )
-    return np.broadcast_to(target, priors.shape)
+    return np.broadcast_to(rates, priors.shape)
 
 
 def check_per_class(name, values, shape, positive=False):
@@ -221,7 +282,7 @@ def check_per_class(name, values, shape, positive=False):
     if not fits or not np.isfinite(array).all() or (positive and not (array > 0).all()):
         raise ValueError(
             f"`{name}` must be {what} of shape {shape}, or one for all. "
-            f"Received: {name}={array.tolist()}"
+            f"Received: {name}={show(array.tolist())}"
         )
     return np.broadcast_to(array, shape).copy()
 
@@ -238,21 +299,34 @@ def check_class_names(names, num_classes, binary=False):
     if _is_table(names):
         names = _names_in_order(names, num_classes, expected)
     if isinstance(names, (str, bytes, set, frozenset)):
-        raise ValueError(f"{expected}, in order. Received: class_names={names!r}")
+        raise ValueError(f"{expected}, in order. Received: class_names={show(names)}")
     names = list(names)
     if binary and len(names) == 1 and isinstance(names[0], str):
         names = [f"not {names[0]}", *names]
     if not all(isinstance(name, str) for name in names) or len(names) != num_classes:
-        raise ValueError(f"{expected}. Received: {len(names)} names, {names[:10]}")
+        raise ValueError(f"{expected}. Received: {len(names)} names, {show(names)}")
     if len(set(names)) < num_classes:
         repeated = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{expected}. Received: {repeated[:10]} repeated")
+        raise ValueError(f"{expected}. Received: {show(repeated)} repeated")
     return [str(name) for name in names]
 
 
 def check_ignore_class(value):
-    """Returns `ignore_class`, an integer or `None`."""
-    return None if value is None else check_integer("ignore_class", value)
+    """Returns `ignore_class` as JSON keeps it: an integer, a list of several, or `None`."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    several = isinstance(value, (list, tuple, set, frozenset, range))
+    ids = list(value) if several else [] if value is None else [value]
+    try:
+        ids = [check_integer("ignore_class", i) for i in ids]
+    except ValueError:
+        ids = []
+    if value is not None and not ids:
+        raise ValueError(
+            "`ignore_class` must be an integer, or a list of one or more. Received: "
+            f"ignore_class={value!r}"
+        )
+    return ids if several else ids[0] if ids else None
 
 
 def plain(value, binary=False):
@@ -288,10 +362,18 @@ def as_array(name, values, expected, length=None):
     """
     try:
         return np.asarray(_in_order(name, values, length), dtype="float64")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         if str(error).startswith("`"):
             raise
-        raise ValueError(f"`{name}` must be {expected}. Received: {name}={values!r}") from error
+        if hasattr(values, "shape") and hasattr(values, "dtype") and not _is_table(values):
+            raise ValueError(
+                f"`{name}` must be numbers that are known before the model runs. Received: a "
+                f"tensor of a graph, or one with a gradient, {show(values)}. What the model "
+                "computes, such as how often each candidate of a batch is drawn, is subtracted "
+                "from the logits: `gla_loss(y, z - log_q, np.ones(K))`, as in the recipe "
+                '"Many items"'
+            ) from error
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={show(values)}") from error
 
 
 def _held_by(values, name):
@@ -323,12 +405,12 @@ def _in_order(name, values, length):
     if not all(_is_class_id(key) for key in keys):
         raise ValueError(
             f"`{name}` must have the class ids 0, 1, 2, ... as its keys. Received: keys "
-            f"{keys[:10]}. Turn names into ids first, as pandas's `.cat.codes`, scikit-learn's "
+            f"{show(keys)}. Turn names into ids first, as pandas's `.cat.codes`, scikit-learn's "
             "`LabelEncoder` or `keras.layers.StringLookup` do"
         )
     ids = [int(key) for key in keys]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"`{name}` must have each class id once. Received: keys {keys[:10]}")
+        raise ValueError(f"`{name}` must have each class id once. Received: keys {show(keys)}")
     in_order = [0.0] * max(1 + max(ids, default=0), length or 0)
     for class_id, number in zip(ids, numbers, strict=True):
         in_order[class_id] = number
@@ -345,7 +427,7 @@ def _names_in_order(table, num_classes, expected):
     if sorted(ids) != list(range(num_classes)):
         raise ValueError(
             f"{expected}, or a dict of them and the class ids 0 to {num_classes - 1}. "
-            f"Received: {dict(zip(keys[:10], values[:10], strict=True))}"
+            f"Received: {show(dict(zip(keys, values, strict=True)))}"
         )
     return [values[ids.index(k)] for k in range(num_classes)]
 

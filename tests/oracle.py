@@ -73,6 +73,27 @@ def log_posterior(z, priors, margins, weights, target, q=0.0, shift=0.0):
     return log_softmax(log_u - q * log_s + np.log(target * margins / (priors * weights)))
 
 
+def without_smoothing(log_eta, mass):
+    """That of the labels before they were smoothed: at least a hundredth of the mass."""
+    return np.log(np.maximum(np.exp(log_softmax(log_eta)) - mass, mass / 100))
+
+
+def decision_scores(
+    log_p, own, target_priors=None, costs=None, threshold=None, priors=None, temperature=1.0
+):
+    """Of log-probabilities `(..., K)` in the mix `own`: the largest score is the decision."""
+    mix = own if target_priors is None else normalize(target_priors)
+    if priors is not None:
+        mix = normalize(priors)
+    log_p = log_p / temperature + np.log(mix) - np.log(own)
+    if costs is not None:
+        return -np.exp(log_softmax(log_p)) @ np.asarray(costs, "float64")
+    if threshold is not None:
+        p = np.exp(log_softmax(log_p))[..., 1]
+        return np.stack([np.full_like(p, threshold), p], axis=-1)
+    return log_p
+
+
 def gradient(loss, z, step=1e-6):
     """Central differences of `loss(z)`, `(B,)`, by the logits of each example, `(B, K)`."""
     z = np.asarray(z, "float64")

@@ -104,7 +104,7 @@ def test_posterior_of_a_minimiser_is_the_truth(name, rng):
         lambda z: (formula(z[None]) @ eta)[0], np.zeros(4), method="BFGS", options={"gtol": 1e-9}
     )
     target = np.array([0.4, 0.3, 0.2, 0.1])
-    posterior = np.asarray(loss.posterior(found.x[None].astype("float32"), target))[0]
+    posterior = np.asarray(loss.posterior(found.x[None].astype("float32"), priors=target))[0]
     expected = oracle.normalize(eta * target / COUNTS)
     np.testing.assert_allclose(posterior, expected, atol=2e-4)
 
@@ -166,7 +166,7 @@ def test_every_method_gives_losses_and_a_posterior(name, rng):
         if loss_of is not None:
             loss = loss_of(COUNTS)
             assert np.isfinite(float(loss(np.arange(8) % 4, z)))
-            posterior = keras.ops.convert_to_numpy(loss.posterior(z, uniform))
+            posterior = keras.ops.convert_to_numpy(loss.posterior(z, priors=uniform))
             np.testing.assert_allclose(posterior.sum(axis=-1), 1.0, rtol=1e-5)
 
 

@@ -56,10 +56,10 @@ SOURCES = {
     "nested list of one-hot": lambda: np.eye(3, dtype=int)[LABELS].tolist(),
     "list of batches": lambda: [LABELS[:3], LABELS[3:]],
     "generator of (x, y)": lambda: ((X[i : i + 3], LABELS[i : i + 3]) for i in range(0, 7, 3)),
-    "generator of (x, y, w)": lambda: ((X[i], LABELS[i], 0.5) for i in range(7)),
+    "generator of (x, y, w)": lambda: ((X[i], LABELS[i], 1.0) for i in range(7)),
     "PyDataset": lambda: Sequence(X, LABELS),
     "DataLoader": lambda: data_loader(X, LABELS),
-    "DataLoader of weights": lambda: data_loader(X, LABELS, X[:, 0]),
+    "DataLoader of weights": lambda: data_loader(X, LABELS, 1.0 + X[:, 0]),
 }
 TF_DATA = {
     "labels": lambda: dataset(LABELS).batch(3),
@@ -171,8 +171,28 @@ def test_states_accumulate_merge_and_clear():
     np.testing.assert_array_equal(prior.counts, COUNTS)
     prior.reset_state()
     np.testing.assert_array_equal(prior.counts, [0, 0, 0])
+    prior.merge_state(shards[1])
+    np.testing.assert_array_equal(prior.counts, shards[1].counts)
     with pytest.raises(ValueError, match="layers of the same classes"):
         prior.merge_state([ClassPrior(4)])
+    with pytest.raises(ValueError, match=r"`ClassPrior` layers. Received: 0; labels go"):
+        prior.merge_state(LABELS.tolist())
+
+
+def test_loaded_counts_in_a_model_that_has_predicted(tmp_path):
+    """As its docstring says: what has been traced keeps the former priors until it is made anew."""
+    labels = np.array([0, 1])
+
+    def model_of(counts):
+        inputs = keras.Input((), dtype="int32")
+        return keras.Model(inputs, ClassPrior(2, counts=counts, name="prior")(inputs))
+
+    model_of([1, 3]).save_weights(tmp_path / "counts.weights.h5")
+    model = model_of([1, 1])
+    np.testing.assert_allclose(model.predict(labels, verbose=0), [0.5, 0.5])
+    model.load_weights(tmp_path / "counts.weights.h5")
+    model.make_predict_function(force=True)
+    np.testing.assert_allclose(model.predict(labels, verbose=0), [0.25, 0.75])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
-from keras_balanced import GCALoss, GLALoss, gca_loss, gla_loss
+from keras_balanced import (
+    BalancedAccuracy,
+    BalancedLoss,
+    BinaryBalancedAccuracy,
+    BinaryGCALoss,
+    BinaryGLALoss,
+    ClassCalibrationError,
+    GCALoss,
+    GLALoss,
+    Surrogate,
+    gca_loss,
+    gla_loss,
+)
 
 # Every setting in full: none of them may follow a default.
 LOSSES = {
@@ -203,3 +215,133 @@ def test_second_derivatives(name, rng):
     step = np.array([1e-2, 0, 0, 0], "float32")
     expected = (slope(z + step) - slope(z - step))[:, 0] / 2e-2
     np.testing.assert_allclose(ours, expected, rtol=2e-2, atol=1e-3)
+
+
+# A single float32 sum of so many numbers is 1% off; one of many more stops.
+MANY = 2**20
+
+
+@pytest.mark.parametrize("form", ["classes", "one-hot", "one logit", "labels"])
+def test_sums_over_a_large_batch_are_right(form):
+    weights = np.full(MANY, 0.1, "float32")
+    y = np.arange(MANY) % 2
+    right = np.arange(MANY) % 8 < 6  # Of each class three quarters.
+    decided = np.where(right, y, 1 - y)
+    if form in ("classes", "one-hot"):
+        metric, z = BalancedAccuracy(2), np.eye(2, dtype="float32")[decided]
+        y = np.eye(2, dtype="float32")[y] if form == "one-hot" else y
+    else:
+        metric, z = BinaryBalancedAccuracy(), 2.0 * decided.astype("float32") - 1.0
+        if form == "labels":
+            metric = BinaryBalancedAccuracy(num_labels=3)
+            y, z = (np.stack([part] * 3, axis=-1) for part in (y, z))
+    metric.update_state(y, z, weights)
+    total = ops.convert_to_numpy(metric.total)
+    np.testing.assert_allclose(total, np.full(total.shape, MANY / 20), rtol=2e-6)
+    assert float(metric.result()) == pytest.approx(0.75, rel=2e-6)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3])
+def test_calibration_error_of_a_large_batch_is_right(num_classes):
+    metric = ClassCalibrationError(num_classes)
+    rest = max(num_classes - 1, 1)
+    p = np.full((MANY, num_classes), 0.1 / rest, "float32")
+    p[:, 0] = 0.1 if num_classes == 1 else 0.9
+    y = np.zeros(MANY, "int32")
+    metric.update_state(y, p, np.full(MANY, 0.1, "float32"))
+    expected = {1: 0.1, 2: 0.1, 3: 0.2 / 3}[num_classes]
+    assert float(metric.result()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_more_examples_of_one_batch_than_float32_counts():
+    number = 2**24 + 2**22
+    metric = BinaryBalancedAccuracy()
+    z = np.ones(number, "float32")
+    z[: number // 4] = -1.0
+    metric.update_state(np.broadcast_to(np.float32(0), number), z)
+    assert ops.convert_to_numpy(metric.total).tolist() == [number, 0]
+    assert float(metric.result()) == 0.25
+
+
+MASKED = [-1e6, -1e9, float(np.finfo("float32").min), -np.inf]
+POSTERIORS = {
+    "gla": lambda p: GLALoss(p),
+    "gla, q": lambda p: GLALoss(p, q=0.7, tau=1.0),
+    "gla, smoothed": lambda p: GLALoss(p, label_smoothing=0.1),
+    "gca": lambda p: GCALoss(p),
+    "gca, q": lambda p: GCALoss(p, q=0.3),
+    "gca, large q": lambda p: GCALoss(p, q=0.95),
+    "gca, consistent": lambda p: GCALoss(p, consistent=True),
+}
+
+
+def without_class(loss, k):
+    """The loss of the other classes, with their constants."""
+    s = loss.surrogate
+    names = ("priors", "target_priors", "shift", "margins", "weights")
+    return BalancedLoss(
+        Surrogate(**{name: np.delete(getattr(s, name), k) for name in names}, q=s.q)
+    )
+
+
+@pytest.mark.parametrize("low", MASKED)
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_a_masked_class_is_as_none(name, low, rng):
+    loss = POSTERIORS[name]([0.9, 0.09, 0.009, 0.001])
+    for k in range(4):
+        z = rng.normal(0, 2, (5, 4)).astype("float32")
+        z[:, k] = low
+        for target in (None, [0.4, 0.3, 0.2, 0.1]):
+            ours = loss.posterior(z, priors=target)
+            assert (ours[:, k] == 0).all()
+            np.testing.assert_allclose(ours.sum(axis=-1), 1.0, rtol=1e-5)
+            if "smoothed" not in name:
+                mix = None if target is None else np.delete(target, k)
+                others = without_class(loss, k)
+                expected = others.posterior(np.delete(z, k, axis=1), priors=mix)
+                np.testing.assert_allclose(np.delete(ours, k, axis=1), expected, rtol=1e-4)
+
+
+def test_the_issue_s_masked_posterior():
+    loss = GCALoss([0.9, 0.09, 0.01])
+    far = loss.posterior(np.array([[-1e3, 1.0, 0.0]], "float32"))
+    for low in MASKED:
+        ours = loss.posterior(np.array([[low, 1.0, 0.0]], "float32"))
+        np.testing.assert_allclose(ours, far, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_extreme_logits_have_a_posterior(name):
+    loss = POSTERIORS[name]([0.9, 0.09, 0.01])
+    z = np.array([[np.inf, 0, 1], [0, 1e20, 1], [0, 1, 1e38], [np.nan, 0, 1]], "float32")
+    ours = loss.posterior(z)
+    np.testing.assert_allclose(ours[:3], np.eye(3), atol=1e-6)
+    assert np.isnan(ours[3]).all()
+    for low in MASKED:  # Nothing is left to choose from: as equal logits.
+        ours, equal = (loss.posterior(np.full((1, 3), value, "float32")) for value in (low, 0.0))
+        np.testing.assert_allclose(ours, equal, rtol=1e-5)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.9])
+@pytest.mark.parametrize("make", [BinaryGLALoss, BinaryGCALoss])
+def test_infinite_logits_of_labels_have_a_posterior(make, q):
+    for rates in (0.1, [0.1, 0.2]):
+        z = np.array([np.inf, -np.inf, 1e9, -1e9, 1e38, -1e38], "float32")
+        z = z if np.ndim(rates) == 0 else np.stack([z, z], axis=-1)
+        np.testing.assert_array_equal(make(rates, q=q).posterior(z), z > 0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("q", [0.0, 0.3])
+def test_one_hot_targets_beside_a_masked_class(name, q, gradient):
+    function, _, _, arguments = LOSSES[name]
+    z, y = np.array([[-np.inf, 1.0, 0.0]], "float32"), np.array([1])
+    one_hot, priors = np.eye(3, dtype="float32")[y], [0.9, 0.09, 0.01]
+    sparse, soft = (
+        ops.convert_to_numpy(function(each, z, priors, q=q, **arguments)) for each in (y, one_hot)
+    )
+    assert np.isfinite(sparse).all()
+    np.testing.assert_allclose(soft, sparse, rtol=1e-5)
+    slope = gradient(lambda z: function(one_hot, z, priors, q=q, **arguments), z)
+    assert np.isfinite(slope).all()

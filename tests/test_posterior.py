@@ -69,7 +69,7 @@ def test_posterior_of_the_minimiser_is_eta(name, q, num_classes, rng):
         for wanted, mix in [(None, target), (priors, priors), (np.ones(num_classes), 1.0)]:
             expected = eta * mix / priors
             np.testing.assert_allclose(
-                ops.convert_to_numpy(loss.posterior(z, target_priors=wanted)),
+                ops.convert_to_numpy(loss.posterior(z, priors=wanted)),
                 expected / expected.sum(),
                 atol=2e-5,
             )
@@ -289,8 +289,8 @@ def test_binary_posterior_is_that_of_two_logits(q, margins, rng):
         (BinaryGCALoss(0.1, q=q, margins=margins), GCALoss([0.9, 0.1], q=q, margins=margins)),
     ]:
         np.testing.assert_allclose(
-            ops.convert_to_numpy(binary.posterior(z, target_priors=0.3))[:, 0],
-            ops.convert_to_numpy(multi.posterior(pair, target_priors=[0.7, 0.3]))[:, 1],
+            ops.convert_to_numpy(binary.posterior(z, priors=0.3))[:, 0],
+            ops.convert_to_numpy(multi.posterior(pair, priors=[0.7, 0.3]))[:, 1],
             rtol=1e-6,
         )
 
@@ -330,11 +330,11 @@ def test_logit_adjustment_turns_cross_entropy_into_the_target_decision(rng):
     ("loss", "logits", "target", "message"),
     [
         (GLALoss([1, 2]), np.zeros((1, 3)), None, "last axis of `y_pred` must have the 2"),
-        (GLALoss([1, 2]), np.zeros((1, 2)), [1, 2, 3], "`target_priors` must have one number"),
-        (BinaryGLALoss(0.1), np.zeros((1, 1)), 1.5, "`target_priors` must be the positive rate"),
+        (GLALoss([1, 2]), np.zeros((1, 2)), [1, 2, 3], "`priors` must have one number"),
+        (BinaryGLALoss(0.1), np.zeros((1, 1)), 1.5, "`priors` must be the positive rate"),
         (BinaryGLALoss(0.1), np.zeros((1, 1)), [0.1, 0.2], "must be one positive rate, or one"),
     ],
 )
 def test_bad_arguments(loss, logits, target, message):
     with pytest.raises(ValueError, match=message):
-        loss.posterior(logits, target)
+        loss.posterior(logits, priors=target)

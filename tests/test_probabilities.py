@@ -111,9 +111,9 @@ def test_mixes_are_those_of_the_true_counts(rng):
     seen = []
 
     class Loss(GLALoss):
-        def posterior(self, logits, target_priors=None, *args):
-            seen.append(np.asarray(target_priors))
-            return super().posterior(logits, target_priors, *args)
+        def posterior(self, logits, *, priors=None, **kwargs):
+            seen.append(np.asarray(priors))
+            return super().posterior(logits, priors=priors, **kwargs)
 
     probabilities.score(Loss(counts), x, y, counts, COUNTS, lambda labels: labels, seed=0)
     seen = {tuple(np.round(mix, 6)) for mix in seen}

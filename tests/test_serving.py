@@ -52,7 +52,7 @@ def load(version):
 
 
 def numpy_posterior(loss, logits, target=None):
-    return ops.convert_to_numpy(loss.posterior(logits, target_priors=target))
+    return ops.convert_to_numpy(loss.posterior(logits, priors=target))
 
 
 @exports
@@ -540,6 +540,53 @@ def test_data_that_cannot_calibrate(labels, message):
         serving.calibrate(bayes_model(), GLALoss([1, 1, 1]), (x, np.array(labels)))
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x, y, w: x.__setitem__((7, 0), np.nan), r"1 of 70 .* places \[7\]$"),
+        (lambda x, y, w: x.__setitem__((slice(10, 18), 0), np.inf), r"8 of 70 .* and others$"),
+        (lambda x, y, w: w.__setitem__(3, np.nan), r"weights of .*: 1 of 70 .* places \[3\]$"),
+        (lambda x, y, w: w.__setitem__(69, -1.0), r"weights of .*: 1 of 70 .* places \[69\]$"),
+        (lambda x, y, w: w.__setitem__(69, np.inf), r"weights of .*: 1 of 70 .* places \[69\]$"),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_is_not_finite_does_not_calibrate(batched, spoil, message, rng):
+    x, y = gaussians([40, 20, 10], rng)
+    w = np.ones(70)
+    spoil(x, y, w)
+    data = (x, y, w)
+    if batched:
+        data = [tuple(part[i : i + 20] for part in data) for i in range(0, 70, 20)]
+    with pytest.raises(ValueError, match=message):
+        serving.calibrate(bayes_model(), GLALoss([4, 2, 1]), data)
+
+
+@pytest.mark.parametrize("low", [-1e9, -np.inf])
+def test_masked_classes_calibrate_but_not_as_labels(low, rng):
+    x, y = gaussians([40, 20, 10], rng)
+    identity = keras.Sequential([keras.Input((3,)), keras.layers.Rescaling(1.0)])
+    z = bayes_model(2.0).predict(x, verbose=0)
+    masked = np.arange(70) % 3 == 0
+    z[masked, (y[masked] + 1) % 3] = low
+    found = serving.calibrate(identity, GLALoss([4, 2, 1]), (z, y))
+    assert 0.5 < found.temperature < 5
+    assert np.isfinite(list(found.after.values())).all()
+    z[5, y[5]] = low
+    with pytest.raises(ValueError, match=r"1 of 70 examples that are not, at the places \[5\]"):
+        serving.calibrate(identity, GLALoss([4, 2, 1]), (z, y))
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [(400.0, r"beyond 100: .* more than 100 times too sure"), (1 / 300, "100 times too unsure")],
+)
+def test_a_temperature_out_of_the_range_is_named(scale, message, rng):
+    x, y = gaussians([40, 20, 10], rng)
+    with pytest.raises(ValueError, match=message):
+        serving.calibrate(bayes_model(scale), GLALoss([4, 2, 1]), (x, y))
+
+
 def test_calibration_without_a_class(rng):
     x, y = gaussians([40, 20, 10], rng)
     plain = serving.calibrate(bayes_model(2.0), GLALoss([4, 2, 1]), (x, y))
@@ -557,11 +604,11 @@ def test_calibration_without_a_class(rng):
     with pytest.raises(ValueError, match=r"must be integers in .*Received: \[0\]"):
         serving.calibrate(model, loss, (x, y))
     probabilities = found.probabilities["after"]
-    mix = serving.estimate_target_priors(probabilities, [0, 40, 20, 10])
-    expected = serving.estimate_target_priors(plain.probabilities["after"], [40, 20, 10])
+    mix = serving.estimate_priors(probabilities, [0, 40, 20, 10])
+    expected = serving.estimate_priors(plain.probabilities["after"], [40, 20, 10])
     np.testing.assert_allclose(mix, [0, *expected], atol=1e-3)
     with pytest.raises(ValueError, match="must be 0 for a class whose training prior is 0"):
-        serving.estimate_target_priors(np.full((4, 3), 1 / 3), [0, 1, 1])
+        serving.estimate_priors(np.full((4, 3), 1 / 3), [0, 1, 1])
 
 
 def test_calibration_leaves_out_masks_and_weights_of_0(rng):
@@ -595,7 +642,7 @@ def test_mix_is_that_of_the_greatest_likelihood(rng):
     x, _ = gaussians([100, 20, 300], rng)
     priors = np.array(PRIORS)
     p = numpy_posterior(GLALoss(priors), bayes_model().predict(x, verbose=0), priors)
-    estimate = serving.estimate_target_priors(p, priors, tolerance=1e-9)
+    estimate = serving.estimate_priors(p, priors, tolerance=1e-9)
 
     def loss(z):
         return -np.log((p / priors) @ special.softmax(z)).mean()
@@ -620,7 +667,7 @@ def test_mix_of_classes_hard_to_tell_apart_is_found_in_few_iterations(rng):
     def gain(mix):
         return (ratios / (ratios @ mix)[:, None]).mean(axis=0)
 
-    found = serving.estimate_target_priors(probabilities, priors, max_iterations=400)
+    found = serving.estimate_priors(probabilities, priors, max_iterations=400)
     assert found.sum() == pytest.approx(1.0)
     assert gain(found).max() <= 1.0 + 1e-6
     plain = priors
@@ -657,11 +704,10 @@ def test_shifted_digits_give_their_mix(rng):
     for target in (np.arange(1, 11), 0.7 ** np.arange(10), np.ones(10)):
         counts = (np.bincount(labels).min() * target / target.max()).astype(int).clip(1)
         drawn = np.concatenate([np.flatnonzero(labels == k)[:n] for k, n in enumerate(counts)])
-        estimate = serving.estimate_target_priors(p[drawn], prior)
+        estimate = serving.estimate_priors(p[drawn], prior)
         assert estimate.sum() == pytest.approx(1.0)
         again = [
-            serving.estimate_target_priors(p[rng.choice(drawn, len(drawn))], prior)
-            for _ in range(30)
+            serving.estimate_priors(p[rng.choice(drawn, len(drawn))], prior) for _ in range(30)
         ]
         true_mix = counts / counts.sum()
         deviation = np.maximum(
@@ -674,7 +720,7 @@ def test_shifted_digits_give_their_mix(rng):
 
 def test_a_class_that_never_comes_up_gets_nothing():
     p = np.array([[0.9, 0.1, 0.0]] * 30 + [[0.1, 0.9, 0.0]] * 70)
-    estimate = serving.estimate_target_priors(p, [1, 1, 1])
+    estimate = serving.estimate_priors(p, [1, 1, 1])
     np.testing.assert_allclose(estimate, [0.25, 0.75, 0.0], atol=1e-4)
 
 
@@ -686,7 +732,7 @@ def test_losses_take_the_estimated_mix_of_data_without_some_classes(sure, rng):
     logits[:150, 0] += sure
     logits[150:, 1] += sure
     mix = np.array([0.5, 0.3, 0.2, 0.0])
-    estimate = serving.estimate_target_priors(numpy_posterior(loss, logits, mix), prior)
+    estimate = serving.estimate_priors(numpy_posterior(loss, logits, mix), prior)
     assert estimate.sum() == pytest.approx(1.0)
     assert estimate[3] == 0.0
     assert estimate[2] < 0.05
@@ -697,7 +743,7 @@ def test_losses_take_the_estimated_mix_of_data_without_some_classes(sure, rng):
 def test_losses_take_the_estimated_rate_of_data_of_one_label(sign, rng):
     loss = BinaryGLALoss(0.2)
     logits = (sign * rng.uniform(300, 900, 100)).astype("float32")
-    rate = serving.estimate_target_priors(numpy_posterior(loss, logits, 0.2), 0.2)
+    rate = serving.estimate_priors(numpy_posterior(loss, logits, 0.2), 0.2)
     assert 0 < rate < 1
     assert abs(rate - (sign > 0)) < 0.05
     assert ((numpy_posterior(loss, logits, rate) > 0.5) == (sign > 0)).mean() > 0.9
@@ -712,23 +758,100 @@ def test_losses_take_the_estimated_rate_of_data_of_one_label(sign, rng):
         (np.empty((0, 2)), "must be .N, 2."),
         (np.array([[2.0, -1.0]]), "must be non-negative and sum to 1"),
         (np.array([[3.0, 4.0]]), "must be non-negative and sum to 1"),
-        (np.array([[np.nan, 1.0]]), "must be non-negative and sum to 1"),
+        (
+            np.array([[0.5, 0.5], [np.nan, 1.0], [0.5, np.inf]]),
+            r"must be finite. Received: 2 of 3 examples that are not, at the places \[1, 2\]",
+        ),
         (np.array([[0.9, 0.1]] * 5), "must tell the classes apart"),
     ],
 )
 def test_bad_probabilities(probabilities, message):
     with pytest.raises(ValueError, match=message):
-        serving.estimate_target_priors(probabilities, [0.5, 0.5])
+        serving.estimate_priors(probabilities, [0.5, 0.5])
+
+
+def drawn_posterior(mix, number, temperature, rng):
+    """The posterior under `PRIORS` of examples of a mix, flattened, and their labels."""
+    y = rng.choice(3, number, p=mix)
+    x = 0.7 * CENTRES[y] + rng.normal(size=(number, 2))
+    log_p = -0.5 * ((x[:, None] - 0.7 * CENTRES) ** 2).sum(axis=-1) + np.log(PRIORS)
+    return special.softmax(log_p / temperature, axis=-1), y
+
+
+@pytest.mark.parametrize("mix", [[0.6, 0.3, 0.1], [0.1, 0.3, 0.6], [0.05, 0.9, 0.05]])
+@pytest.mark.parametrize("temperature", [1.25, 1.5, 0.7])
+def test_mix_by_probabilities_that_are_not_calibrated(temperature, mix, rng):
+    p, _ = drawn_posterior(mix, 20_000, temperature, rng)
+    validation = drawn_posterior(PRIORS, 10_000, temperature, rng)
+    without, estimate = (
+        serving.estimate_priors(p, PRIORS, validation=data) for data in (None, validation)
+    )
+    assert estimate.sum() == pytest.approx(1.0)
+    assert np.abs(estimate - mix).sum() < 0.06
+    assert np.abs(estimate - mix).sum() < np.abs(without - mix).sum()
+    # By the moments: the mean probabilities are the mix of those of the classes.
+    held_out, y = validation
+    confusion = np.stack([held_out[y == k].mean(axis=0) for k in range(3)], axis=1)
+    expected = np.linalg.solve(confusion, p.mean(axis=0))
+    np.testing.assert_allclose(estimate, expected, atol=1e-6)
+
+
+def test_too_unsure_probabilities_alone_give_a_mix_far_off(rng):
+    """Why there is `validation`: the mix has not even changed."""
+    priors = np.array([0.9, 0.1])
+    y = (rng.random(5000) < priors[1]).astype(int)
+    logits = y - 0.5 + rng.normal(size=5000) - np.log(9.0)
+    assert special.expit(logits).mean() == pytest.approx(0.1, abs=0.02)  # Calibrated.
+    p = special.expit(logits / 1.25)
+    without = serving.estimate_priors(p, priors[1])
+    estimate = serving.estimate_priors(p, priors[1], validation=(p, y))
+    assert abs(without - 0.1) > 0.05
+    assert estimate == pytest.approx(y.mean(), abs=1e-6)
+
+
+def test_mix_by_calibrated_probabilities_stays_the_likeliest(rng):
+    p, _ = drawn_posterior([0.2, 0.2, 0.6], 2000, 1.0, rng)
+    held_out, y = drawn_posterior(PRIORS, 2000, 1.0, rng)
+    expected = serving.estimate_priors(p, PRIORS)
+    for labels in (y, np.eye(3)[y]):
+        estimate = serving.estimate_priors(p, PRIORS, validation=(held_out, labels))
+        np.testing.assert_array_equal(estimate, expected)
+
+
+def test_mix_by_validation_without_a_class(rng):
+    p, _ = drawn_posterior([0.2, 0.2, 0.6], 4000, 1.4, rng)
+    held_out, y = drawn_posterior(PRIORS, 4000, 1.4, rng)
+    expected = serving.estimate_priors(p, PRIORS, validation=(held_out, y))
+    p, held_out = (np.insert(part, 1, 0.0, axis=1) for part in (p, held_out))
+    labels = np.array([0, 2, 3])[y]
+    estimate = serving.estimate_priors(p, np.insert(PRIORS, 1, 0.0), validation=(held_out, labels))
+    np.testing.assert_allclose(estimate, np.insert(expected, 1, 0.0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (np.ones((3, 3)), "`validation` must be `.probabilities, labels.`. Received: validation="),
+        (([[0.5, 0.5]], [0, 1, 2]), r"`validation` must be \(N, 3\)"),
+        ((np.eye(3), [0, 1]), r"Received: 2 labels for 3 examples; not so are the class ids \[2\]"),
+        ((np.eye(3), [0, 1, 1]), r"of every class .* the class ids \[2\]"),
+        ((np.eye(3) * np.nan, [0, 1, 2]), "`validation` must be finite. Received: 3 of 3"),
+        ((np.eye(3), [0, 1, np.nan]), r"`validation` must be classes in \[0, 3\). Received: \[nan"),
+    ],
+)
+def test_bad_validation(validation, message):
+    with pytest.raises(ValueError, match=message):
+        serving.estimate_priors(np.eye(3), PRIORS, validation=validation)
 
 
 def test_no_convergence():
     p = np.array([[0.6, 0.4]] * 30 + [[0.4, 0.6]] * 31)
     with pytest.raises(RuntimeError, match="did not converge in 3 steps"):
-        serving.estimate_target_priors(p, [0.9, 0.1], max_iterations=3)
+        serving.estimate_priors(p, [0.9, 0.1], max_iterations=3)
     with pytest.raises(ValueError, match="`max_iterations` must be an integer of at least 1"):
-        serving.estimate_target_priors(p, [0.9, 0.1], max_iterations=0)
+        serving.estimate_priors(p, [0.9, 0.1], max_iterations=0)
     with pytest.raises(ValueError, match="`training_priors` must be positive"):
-        serving.estimate_target_priors(p, [1.0, 0.0])
+        serving.estimate_priors(p, [1.0, 0.0])
 
 
 def test_reliability_diagram_of_a_calibration(rng):

@@ -31,11 +31,11 @@ def test_an_offset_is_a_mix_to_decide_for(rng):
     """`posterior` towards the class mix to the power of q decides by the offset of -q."""
     q, counts = 0.3, np.array([900, 80, 20])
     logits = rng.normal(0, 2, (500, 3)).astype("float32")
-    found = np.asarray(GLALoss(counts).posterior(logits, target_priors=counts**q)).argmax(axis=-1)
+    found = np.asarray(GLALoss(counts).posterior(logits, priors=counts**q)).argmax(axis=-1)
     assert (found == (logits + q * np.log(counts)).argmax(axis=-1)).all()
     rate = 0.1
     target = rate**q / (rate**q + (1 - rate) ** q)
-    found = np.asarray(BinaryGLALoss(rate).posterior(logits[:, :1], target_priors=target)) > 0.5
+    found = np.asarray(BinaryGLALoss(rate).posterior(logits[:, :1], priors=target)) > 0.5
     assert (found == (logits[:, :1] > -q * np.log(rate / (1 - rate)))).all()
     # The loss that trains towards it has the same target, and no q.
     loss = table_offsets.towards(np.array([rate]))

@@ -190,10 +190,10 @@ def test_cliques():
 def test_focal_loss_has_the_posterior_of_the_one_of_two_classes(rng):
     logits = rng.normal(0, 2, (5, 3))
     rates = np.array([0.1, 0.2, 0.3])
-    found = np.exp(tables.Focal(rates).log_posterior(logits, np.full(3, 0.5)))
+    found = np.exp(tables.Focal(rates).log_posterior(logits, priors=np.full(3, 0.5)))
     for label, rate in enumerate(rates):
         two = np.stack([np.zeros(5), logits[:, label]], axis=-1)
-        expected = baselines.FocalLoss([1 - rate, rate]).posterior(two, np.array([0.5, 0.5]))
+        expected = baselines.FocalLoss([1 - rate, rate]).posterior(two, priors=np.array([0.5, 0.5]))
         np.testing.assert_allclose(found[:, label], expected)
 
 

@@ -111,7 +111,7 @@ calibration = serving.calibrate(model, loss, (x_val, y_val))
 
 def fraud_probabilities(x):
     logits = model.predict(x, batch_size=4096, verbose=0)
-    return loss.posterior(logits, target_priors=rate, temperature=calibration.temperature)[:, 0]
+    return loss.posterior(logits, priors=rate, temperature=calibration.temperature)[:, 0]
 
 
 p_val, p_test = fraud_probabilities(x_val), fraud_probabilities(x_test)

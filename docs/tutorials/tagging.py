@@ -165,7 +165,7 @@ plt.show()
 
 # %%
 logits = models["GLA"].predict(x_test, batch_size=500, verbose=0)
-between = losses["GLA"].posterior(logits, target_priors=prior.priors**0.5).argmax(axis=-1)
+between = losses["GLA"].posterior(logits, priors=prior.priors**0.5).argmax(axis=-1)
 for name, tags in [("uniform", predicted), ("between", between)]:
     found = (tags == y_test)[y_test == 3].mean()
     right = (y_test == 3)[(tags == 3) & is_word].mean()
