@@ -37,7 +37,7 @@ __all__ = [
 class _ClassMetric(keras.metrics.Metric):
     """What the metrics do with targets of any kind, weights, masks and `ignore_class`."""
 
-    _better = "up"
+    _better, _of_labels = "up", False
 
     def __init__(self, num_classes, ignore_class, name, dtype, loss, least=2):
         super().__init__(name=name, dtype=dtype or backends.full_precision())
@@ -79,14 +79,10 @@ class _ClassMetric(keras.metrics.Metric):
             y_true, weights = self._check_labels(y_true, weights)
             y_true = ops.reshape(y_true, (-1,))
         else:
-            self._check_ignored(y_true)
+            targets.refuse_ignored(y_true, self.ignore_class, self._of_labels)
             y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
             y_true = ops.reshape(y_true, (-1, self.num_classes))
         return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
-
-    def _check_ignored(self, y_true):
-        """Raises for class ids to ignore in targets `(..., K)`."""
-        targets.refuse_ignored(y_true, self.ignore_class)
 
     def _flatten_binary(self, y_true, y_pred, sample_weight, num_labels=None):
         """Returns labels in `[0, 1]`, predictions and weights, all `(N, L)`, `L` 1 by default."""
@@ -95,8 +91,7 @@ class _ClassMetric(keras.metrics.Metric):
         weights = self._weights(y_pred, sample_weight, ops.shape(decided))
         y_true = ops.cast(y_true, self.dtype)
         if self.ignore_class is not None:
-            ignored = targets.is_ignored(y_true, self.ignore_class)
-            weights = ops.where(ignored, ops.zeros_like(weights), weights)
+            weights = ops.where(targets.is_ignored(y_true, self.ignore_class), 0.0, weights)
         valid = ops.logical_and(y_true >= 0, y_true <= 1)
         weights = self._spoil(weights, valid)
         y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
@@ -120,8 +115,7 @@ class _ClassMetric(keras.metrics.Metric):
         ids, valid = targets.valid_ids(labels, self.num_classes)
         weights = self._spoil(weights, valid)
         if self.ignore_class is not None:
-            ignored = targets.is_ignored(labels, self.ignore_class)
-            weights = ops.where(ignored, ops.zeros_like(weights), weights)
+            weights = ops.where(targets.is_ignored(labels, self.ignore_class), 0.0, weights)
         return ids, weights
 
     def get_config(self) -> dict[str, Any]:
@@ -700,7 +694,7 @@ class ClassCalibrationError(_ClassMetric):
         - [Nixon et al., 2019](https://arxiv.org/abs/1904.01685) (static calibration error)
     """
 
-    _better = "down"
+    _better, _of_labels = "down", True
 
     def __init__(
         self,
@@ -749,7 +743,7 @@ class ClassCalibrationError(_ClassMetric):
                 y_true = ops.one_hot(y_true, self.num_classes, dtype=self.dtype)
             elif self.ignore_class is not None:
                 unknown = targets.is_ignored(y_true, self.ignore_class)
-                weights = ops.where(unknown, ops.zeros_like(weights), weights)
+                weights = ops.where(unknown, 0.0, weights)
         probabilities = ops.cast(y_pred, self.dtype)
         if self.from_logits:
             probabilities = (ops.sigmoid if self.num_classes == 1 else ops.softmax)(probabilities)
@@ -765,11 +759,6 @@ class ClassCalibrationError(_ClassMetric):
         self.gap.assign_add(gaps)
         weights = ops.broadcast_to(weights, ops.shape(probabilities))
         self.weight.assign_add(ops.sum(weights) / self.num_classes)
-
-    def _check_ignored(self, y_true):
-        # Outside, it is a label that is not known: nothing tells labels from one-hot targets.
-        if targets.is_ignored(np.arange(self.num_classes), self.ignore_class).any():
-            super()._check_ignored(y_true)
 
     def result(self) -> Any:
         return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)
