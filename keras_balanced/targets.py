@@ -303,7 +303,7 @@ def signed(labels):
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if keras.backend.is_float_dtype(dtype) or dtype in ("int32", "int64"):
         return labels
-    return ops.cast(labels, "int64" if dtype in ("uint32", "uint64") else "int32")
+    return ops.cast(labels, backends.long_integer() if dtype in ("uint32", "uint64") else "int32")
 
 
 def valid_ids(labels, num_classes, occurs=None):
