@@ -28,6 +28,15 @@ def full_precision():
     return dtype if dtype in ("float32", "float64") else "float32"
 
 
+def long_integer():
+    """Returns the widest dtype of signed integers: JAX has 32 bits unless told otherwise."""
+    if name() == "jax":
+        import jax
+
+        return "int64" if jax.config.jax_enable_x64 else "int32"
+    return "int64"
+
+
 def sparse_cross_entropy(labels, logits, num_classes, scale=None, shift=None):
     """Returns `-log softmax(logits * scale + shift)[labels]`, `(...)`, for labels in `[0, K)`.
 
