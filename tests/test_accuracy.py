@@ -220,16 +220,6 @@ def test_batches_for_ever_are_whole_epochs():
     np.testing.assert_array_equal(streamed, epochs)
 
 
-@pytest.mark.slow
-def test_the_second_phase_does_not_depend_on_what_keras_read_ahead():
-    recipe = accuracy.PROTOCOLS["quick"]._replace(epochs=2)
-    settings = {"seed": 0, "dataset": "digits", "profile": "exponential", "ratio": 50.0}
-    settings |= {"loss": "gca_consistent_deferred", "l2": 5e-4, "held_out": 0.0}
-    once, again = (accuracy.run(settings, recipe)["result"] for _ in range(2))
-    assert once["recalls"] == again["recalls"]
-    assert once["train_recalls"] == again["train_recalls"]
-
-
 @pytest.fixture
 def trained(monkeypatch):
     """Returns a function: runs a method for 5 epochs, returns its result and phases of `fit`."""
@@ -369,10 +359,12 @@ def test_l2_is_chosen_on_the_hold_out_of_the_first_seed():
 def test_the_hold_out_leaves_the_test_set_alone():
     held_out = accuracy.load("digits", 10, "exponential", 0, 0.2, 8)
     final = accuracy.load("digits", 10, "exponential", 0, 0.0, 8)
-    assert len(held_out[0][1]) + len(held_out[1][1]) == len(final[0][1])
-    assert len(final[1][1]) == 500
-    tail = {image.tobytes() for image in final[0][0]}
-    assert {image.tobytes() for image in held_out[1][0]} <= tail
+    assert len(held_out.train[1]) + len(held_out.evaluation[1]) == len(final.train[1])
+    tail = {image.tobytes() for image in final.train[0]}
+    assert {image.tobytes() for image in held_out.evaluation[0]} <= tail
+    assert final.evaluation is final.test
+    assert len(final.test[1]) == 500
+    np.testing.assert_array_equal(held_out.test[0], final.test[0])
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("uniform", 0.4), ("pair", 0.2)])
@@ -455,22 +447,22 @@ def test_noise_is_in_the_training_part_alone(held_out):
     arguments = ("digits", 10, "exponential", 0, held_out, 8)
     clean = accuracy.load(*arguments)
     noisy = accuracy.load(*arguments, "uniform:0.4")
-    (x, y), (x_test, y_test), true = noisy
+    (x, y), (x_test, y_test), true = noisy.train, noisy.evaluation, noisy.true
     assert 0.3 < (y != true).mean() < 0.5
-    truth = dict(zip([image.tobytes() for image in clean[0][0]], clean[2], strict=True))
+    truth = dict(zip([image.tobytes() for image in clean.train[0]], clean.true, strict=True))
     if held_out:  # The split is of the noisy labels, and both parts have them.
         np.testing.assert_allclose(np.bincount(y_test), np.bincount(y) / 4, atol=1)
-        truth |= {image.tobytes(): k for image, k in zip(*clean[1], strict=True)}
+        truth |= {image.tobytes(): k for image, k in zip(*clean.evaluation, strict=True)}
         truth_of_test = np.array([truth[image.tobytes()] for image in x_test])
         assert 0.3 < (y_test != truth_of_test).mean() < 0.5
     else:
-        np.testing.assert_array_equal(y_test, clean[1][1])
-        np.testing.assert_array_equal(x, clean[0][0])
+        np.testing.assert_array_equal(y_test, clean.evaluation[1])
+        np.testing.assert_array_equal(x, clean.train[0])
     np.testing.assert_array_equal([truth[image.tobytes()] for image in x], true)
 
 
 def test_fewer_images():
-    (_, y), *_ = accuracy.load("digits", 10, "exponential", 0, 0.0, 8, n_max=50)
+    _, y = accuracy.load("digits", 10, "exponential", 0, 0.0, 8, n_max=50).train
     assert np.bincount(y)[[0, 9]].tolist() == [50, 5]
 
 
@@ -500,7 +492,7 @@ def test_a_training_on_noisy_labels(tmp_path, capsys):
         assert list(before) == ["1.0", "0.5", "0.0", "-0.5", "-1.0"]
         assert 0 < before["0.0"]["known"]["calibration_error"] < 0.2
     assert 0 <= noisy["result"]["memorised"] <= 1
-    (_, y), *_ = accuracy.load("digits", 10, "exponential", 0, 0.0, 8, "uniform:0.4")
+    _, y = accuracy.load("digits", 10, "exponential", 0, 0.0, 8, "uniform:0.4").train
     assert noisy["result"]["class_counts"] == np.bincount(y).tolist()
     assert clean["result"]["class_counts"] != noisy["result"]["class_counts"]
     printed = capsys.readouterr().out
@@ -678,7 +670,7 @@ def test_images_of_a_file(tmp_path, rng):
     assert recipe.datasets == ("mine",)
     assert recipe.data == path
     assert "data" not in accuracy.recipe_of(recipe)
-    train, test, _ = accuracy.load("mine", 2, "exponential", 0, 0.0, 8, data=path)
+    train, test, *_ = accuracy.load("mine", 2, "exponential", 0, 0.0, 8, data=path)
     assert np.bincount(train[1]).tolist() == [20, 14, 10]
     np.testing.assert_array_equal(test[1], y[:5, 0])
     np.savez(path, x_train=x / 255, y_train=y, x_test=x, y_test=y)
