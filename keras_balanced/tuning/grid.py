@@ -226,7 +226,7 @@ def suggest_loss(
 
 def _chooser(trial):
     """Returns a function that chooses as `suggest` asks for it, by the parameters of a trial."""
-    chosen: dict[str, Any] = {}
+    chosen = {}
 
     def choose(name, values, conditions):
         if any(chosen.get(parent) not in allowed for parent, allowed in conditions):
