@@ -190,7 +190,21 @@ def tf_function(function, shape):
     from jax.experimental import jax2tf
 
     free = ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
-    return jax2tf.convert(function, polymorphic_shapes=[f"({free})"])
+    converted = jax2tf.convert(function, polymorphic_shapes=[f"({free})"])
+    if shape[0] is not None:
+        return converted
+    import tensorflow as tf
+
+    def padded(tensor):
+        # As in `of_rows`: it is compiled again for each size that is served.
+        rows = tf.shape(tensor)[:1]
+        place = tf.searchsorted(tf.constant([2**i for i in range(31)]), rows)
+        added = tf.bitwise.left_shift(tf.ones_like(place), place) - rows
+        axes = tf.one_hot([1], 2 * tensor.shape.rank, dtype="int32") * added
+        result = tf.pad(tensor, tf.reshape(axes, (-1, 2)))
+        return converted(tf.ensure_shape(result, (None, *shape[1:])))[: rows[0]]
+
+    return padded
 
 
 def compiled(function):
