@@ -12,6 +12,7 @@ from keras import ops
 # as a graph on a CPU. Beyond, ours would take three arrays of the logits' size where it takes two.
 _NATIVE_CLASSES = 128
 _NATIVE_NUMBERS = 2**21
+_SUMS = 2**14  # Float32 sums side by side, over which the examples of a batch are spread.
 
 
 def name():
@@ -64,6 +65,29 @@ def largest(values):
     if name() == "torch":
         return values.amax(dim=-1)
     return ops.max(values, axis=-1)
+
+
+def sums(values, cells=None, num_cells=1):
+    """Returns the sum over the first axis of `values` `(N, ...)`, or with `cells` of each cell.
+
+    `cells` are integers `(N, ...)`; the sums then `(num_cells,)`.
+    """
+    # A single float32 sum of ones ends at 2**24, and images have many pixels: many sums side by
+    # side, and those in rows.
+    shape = values.shape[1:] if cells is None else (num_cells,)
+    side = max(1, int(math.sqrt(_SUMS // math.prod(shape))))
+    number, length = side**2, ops.shape(values)[0]
+    if cells is None:
+        whole = length // number * number
+        parts = ops.sum(ops.reshape(values[:whole], (-1, number, *shape)), axis=0)
+        rest = ops.sum(values[whole:], axis=0)
+    else:
+        place = ops.reshape(
+            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (len(cells.shape) - 1))
+        )
+        cells = ops.reshape(place * num_cells + ops.cast(cells, "int32"), (-1,))
+        parts, rest = ops.segment_sum(ops.reshape(values, (-1,)), cells, number * num_cells), 0.0
+    return ops.sum(ops.sum(ops.reshape(parts, (side, side, *shape)), axis=0), axis=0) + rest
 
 
 def argmax(values):

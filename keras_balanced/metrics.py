@@ -6,7 +6,6 @@ and replicas merge by addition.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -33,8 +32,6 @@ __all__ = [
     "WorstClassRecall",
     "shot_groups",
 ]
-
-_SUMS = 2**14  # Float32 sums beside each other, over which the examples of a batch are spread.
 
 
 class _ClassMetric(keras.metrics.Metric):
@@ -131,29 +128,6 @@ class _ClassMetric(keras.metrics.Metric):
         }
 
 
-def _sums(values, cells=None, num_cells=1):
-    """Returns the sum over the first axis of `values` `(N, ...)`, or with `cells` of each cell.
-
-    `cells` are integers `(N, ...)`; the sums then `(num_cells,)`.
-    """
-    # A single float32 sum of ones ends at 2**24, and images have many pixels: many sums side by
-    # side, and those in rows.
-    shape = values.shape[1:] if cells is None else (num_cells,)
-    side = max(1, int(math.sqrt(_SUMS // math.prod(shape))))
-    number, length = side**2, ops.shape(values)[0]
-    if cells is None:
-        whole = length // number * number
-        sums = ops.sum(ops.reshape(values[:whole], (-1, number, *shape)), axis=0)
-        rest = ops.sum(values[whole:], axis=0)
-    else:
-        place = ops.reshape(
-            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (cells.ndim - 1))
-        )
-        cells = ops.reshape(place * num_cells + ops.cast(cells, "int32"), (-1,))
-        sums, rest = ops.segment_sum(ops.reshape(values, (-1,)), cells, number * num_cells), 0.0
-    return ops.sum(ops.sum(ops.reshape(sums, (side, side, *shape)), axis=0), axis=0) + rest
-
-
 class _RecallMetric(_ClassMetric):
     """The weight of each class, in all and predicted right; subclasses read `result` off them."""
 
@@ -182,11 +156,16 @@ class _RecallMetric(_ClassMetric):
     def _count(self, y_true, predicted, weights):
         if len(y_true.shape) == 1:
             hits = weights * ops.cast(ops.equal(y_true, predicted), self.dtype)
-            total, correct = (_sums(part, y_true, self.num_classes) for part in (weights, hits))
+            total, correct = (
+                backends.sums(part, y_true, self.num_classes) for part in (weights, hits)
+            )
         else:
             weighted = y_true * weights[:, None]
             hits = ops.take_along_axis(weighted, predicted[:, None], axis=-1)[:, 0]
-            total, correct = _sums(weighted), _sums(hits, predicted, self.num_classes)
+            total, correct = (
+                backends.sums(weighted),
+                backends.sums(hits, predicted, self.num_classes),
+            )
         # The NaN of one label out of range goes to every class.
         self.total.assign_add(total + 0.0 * ops.sum(weights))
         self.correct.assign_add(correct)
@@ -631,7 +610,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
         in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
         right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)
         for variable, values in [(self.total, in_all), (self.correct, right)]:
-            variable.assign_add(ops.reshape(_sums(values), variable.shape))
+            variable.assign_add(ops.reshape(backends.sums(values), variable.shape))
 
     def balanced_accuracies(self) -> Any:
         """Returns that of each label, `(L,)`; without `num_labels` a scalar."""
@@ -771,9 +750,9 @@ class ClassCalibrationError(_ClassMetric):
         none = ops.any(ops.logical_or(probabilities < 0.0, probabilities > 1.0 + 1e-3))
         weights = ops.where(none, ops.full_like(weights, np.nan), weights)
         gaps = weights * (probabilities - y_true)
-        self.gap.assign_add(_sums(gaps, cells, self.num_classes * self.num_bins))
+        self.gap.assign_add(backends.sums(gaps, cells, self.num_classes * self.num_bins))
         weights = ops.broadcast_to(weights, ops.shape(probabilities))
-        self.weight.assign_add(ops.sum(_sums(weights)) / self.num_classes)
+        self.weight.assign_add(ops.sum(backends.sums(weights)) / self.num_classes)
 
     def result(self) -> Any:
         return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)

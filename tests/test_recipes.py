@@ -128,3 +128,11 @@ def test_two_phases(follow):
         ("loss.posterior(model.predict(x_test, verbose=0))", "model.predict(x_test, verbose=0)"),
     )
     assert score(found) > score(first)
+
+
+def test_many_items(follow):
+    """Of queries that are an item in half of the cases, that item comes out as the likeliest."""
+    found = follow("Many items: a softmax over the items of a batch")
+    losses = found["history"].history["loss"]
+    assert losses[-1] < losses[0]
+    assert (found["scores"].argmax(axis=-1) == np.arange(200))[:100].mean() > 0.5
