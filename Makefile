@@ -11,16 +11,18 @@ RECIPES := .venv-recipes
 # The oldest versions that pyproject.toml admits, and the wheel with TensorFlow alone.
 LOWEST := .venv-lowest
 WHEEL := .venv-wheel
+# The queue of long trainings: its clone, its environment, backups and weights. `make clean` leaves it alone.
+LONG ?= .long
 CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide \
-	distribution_jax functional keras_contract labels layers long_tailed_tables loops losses metrics numerics posterior \
-	round_trips serving tables targets)
+	distribution_jax functional keras_contract labels layers long_tailed_tables loops losses metrics numerics pairs \
+	posterior round_trips serving tables targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 DEMO := examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 --epochs 60 \
 	--batch-size 32 --losses ce logit_adjusted gla gca
 
-.PHONY: demo test test-slow test-docs test-backends test-lowest test-wheel docs build clean
+.PHONY: demo test test-slow test-docs test-backends test-lowest test-wheel docs build clean long quiet
 
 demo: $(VENV)/installed
 	$(BIN)/python $(DEMO) --output results/demo.jsonl
@@ -89,6 +91,23 @@ $(LOWEST)/installed: pyproject.toml
 		--python $(LOWEST) --output-file $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/lowest.txt \
 		--editable ".[all,dev]"
+	touch $@
+
+# The trainings run from a clone of the commit at which the queue was first started, so that work on the
+# code does not end them. To move them to the latest commit, delete $(LONG)/installed.
+long: $(LONG)/installed
+	nice -n 19 $(LONG)/venv/bin/python $(LONG)/source/benchmarks/long_trainings.py --folder $(LONG) \
+		--output benchmarks/results/long.jsonl
+
+# While a command is timed, the queue stands still: make quiet CMD="...".
+quiet:
+	@$(PYTHON) benchmarks/quiet.py $(LONG) "$$CMD"
+
+$(LONG)/installed:
+	rm -rf $(LONG)/source
+	git clone --quiet . $(LONG)/source
+	$(PYTHON) -m venv $(LONG)/venv
+	$(LONG)/venv/bin/pip install --quiet --editable "$(LONG)/source[all]"
 	touch $@
 
 clean:

@@ -8,8 +8,8 @@
 The seeds of the subset, of its label noise and of the training move together. With several `--l2`,
 each loss chooses its own on a stratified hold-out of the tail at the first seed, by the argmax of
 its logits. Then it trains on the whole tail, and its last epoch is tested once. Every training is
-appended to `--output` as a line of JSON as it ends, and a rerun does what is missing. On JAX it
-also goes on with the trainings that were cut off.
+appended to `--output` as a line of JSON as it ends, and a rerun does what is missing. It also goes
+on with the trainings that were cut off.
 
 With `--held-out` every loss also trains on each seed's tail without that hold-out, and the report
 adds which of the losses the hold-out chooses, as a user would choose q, and what that loses:
@@ -29,6 +29,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -43,6 +44,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
 
 import accuracy_report  # noqa: E402
+import backups  # noqa: E402
 import baselines  # noqa: E402
 import keras  # noqa: E402
 import long_tailed_cifar  # noqa: E402
@@ -93,6 +95,7 @@ class Protocol(NamedTuple):
     learning_rate: float = 0.1
     warmup_epochs: int = 5
     dtype: str | None = None  # `None`: float32.
+    threads: int | None = None  # Of each training; `None`: the cores, shared by all trainings.
     data: str | None = None
 
 
@@ -405,24 +408,44 @@ def key_of(settings, recipe):
     return json.dumps([settings, recipe_of(recipe)], sort_keys=True)
 
 
+class Data(NamedTuple):
+    """`(x, y)` to train on, to evaluate on, to test on, and the true labels of the first."""
+
+    train: tuple
+    evaluation: tuple
+    test: tuple
+    true: np.ndarray
+
+
+def load_for(settings, recipe):
+    return load(
+        *(settings[k] for k in ("dataset", "ratio", "profile", "seed", "held_out")),
+        recipe.size,
+        settings.get("label_noise"),
+        settings.get("n_max"),
+        recipe.data,
+    )
+
+
 @functools.lru_cache(maxsize=1)
 def load(dataset, ratio, profile, seed, held_out, size, label_noise=None, n_max=None, data=None):
-    """Returns `(x, y)` to train on and to evaluate on, and the true labels of the first.
+    """Returns the `Data` of a training, images of `size` pixels a side.
 
-    The images have `size` pixels a side. A hold-out has noisy labels too, as a user's would, and
-    with one the test set is not touched.
+    What is evaluated is the hold-out, if there is one, and the test set if not. A hold-out has
+    noisy labels too, as a user's would.
     """
     if data is None:
-        (x, true), evaluation = datasets.load(dataset, ratio, profile, seed, max_count=n_max)
+        (x, true), (x_test, y_test) = datasets.load(dataset, ratio, profile, seed, max_count=n_max)
     else:
-        tail, evaluation = read_npz(data)
+        tail, (x_test, y_test) = read_npz(data)
         x, true = datasets.long_tail(*tail, ratio, profile, n_max, seed)
     y = true if label_noise is None else with_noise(true, label_noise, seed)
+    evaluation = test = shrink(x_test, size), y_test
     if held_out:
         fit, rest = datasets.stratified_split(y, held_out, seed)
-        evaluation = x[rest], y[rest]
+        evaluation = shrink(x[rest], size), y[rest]
         x, y, true = x[fit], y[fit], true[fit]
-    return (shrink(x, size), y), (shrink(evaluation[0], size), evaluation[1]), true
+    return Data((shrink(x, size), y), evaluation, test, true)
 
 
 def read_npz(path):
@@ -509,13 +532,9 @@ def without_autotuning(dataset):
 class BalancedBatches(long_tailed_cifar.Batches):
     """An epoch of as many images as there are, each class drawn as often."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.on_epoch_end()
-
-    def on_epoch_end(self):
+    def draw(self):
         p = 1 / np.bincount(self.y)[self.y]
-        self.order = self.rng.choice(len(self.y), len(self.y), p=p / p.sum())
+        return self.rng.choice(len(self.y), len(self.y), p=p / p.sum())
 
 
 def learning_rate(epoch, recipe):
@@ -534,24 +553,25 @@ def build(method, x, y, l2, recipe):
     normalization = keras.layers.Normalization(dtype="float32")
     normalization.adapt(x.astype("float32"))
     resnet = models.resnet(x.shape[1:], num_classes, recipe.depth, l2)
+    if keras.backend.backend() == "tensorflow":
+        import fused
+
+        resnet = fused.with_fused_normalization(resnet)
     if method.cosine_head:
         head = baselines.CosineHead(num_classes, keras.regularizers.L2(l2))
         resnet = keras.Model(resnet.input, head(resnet.layers[-1].input))
     return keras.Sequential([keras.Input(x.shape[1:]), normalization, resnet])
 
 
-def run(settings, recipe, folder=None):
+def run(settings, recipe, folder=None, keep=None):
     """Trains and evaluates once; returns the line of the results.
 
-    On JAX a backup of the training is kept in `folder`.
+    A backup of the training is kept in `folder` until the caller has written the line. In `keep`
+    stay the state at the start of the second phase, from where all trainings with the same first
+    phase go on, and the final weights with their logits.
     """
-    train, evaluation, true = load(
-        *(settings[k] for k in ("dataset", "ratio", "profile", "seed", "held_out")),
-        recipe.size,
-        settings.get("label_noise"),
-        settings.get("n_max"),
-        recipe.data,
-    )
+    data = load_for(settings, recipe)
+    train, evaluation, true = data.train, data.evaluation, data.true
     keras.utils.clear_session()
     keras.config.set_dtype_policy(recipe.dtype or "float32")
     keras.utils.set_random_seed(settings["seed"])
@@ -559,9 +579,17 @@ def run(settings, recipe, folder=None):
     counts = np.bincount(train[1])
     model = build(method, *train, settings["l2"], recipe)
     optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=0.9)
-    first = recipe.epochs if method.then is None else int(SECOND_PHASE * recipe.epochs)
-    backup = backup_of(settings, recipe, folder, model, optimizer)
-    start = time.perf_counter()
+    second_phase = int(SECOND_PHASE * recipe.epochs)
+    first = recipe.epochs if method.then is None else second_phase
+    backup = backups.Backup(
+        title(settings),
+        model,
+        optimizer,
+        recipe.epochs,
+        len(train[1]),
+        path=folder and backup_path(settings, recipe, folder),
+        milestone=keep and (second_phase, first_phase_path(settings, recipe, keep)),
+    )
     for loss_of, epochs in (
         (method.loss, range(first)),
         (method.then, range(first, recipe.epochs)),
@@ -569,9 +597,15 @@ def run(settings, recipe, folder=None):
         if epochs:
             loss = loss_of(counts)
             fit(model, optimizer, loss, train, epochs, method, settings["seed"], recipe, backup)
-    seconds = time.perf_counter() - start if backup is None else backup.seconds()
+    seconds = backup.seconds()
     logits = predict(model, evaluation[0])
     predicted = predict(model, train[0])
+    if keep:
+        kept = {"logits": logits, "labels": evaluation[1]}
+        if settings["held_out"]:
+            kept |= {"test_logits": predict(model, data.test[0]), "test_labels": data.test[1]}
+        path = backup_path(settings, recipe, keep)
+        backups.write(path, *map(keras.ops.convert_to_numpy, model.weights), **kept)
     result = {
         "class_counts": counts.tolist(),
         "train_recalls": recalls(train[1], predicted),
@@ -591,31 +625,36 @@ def run(settings, recipe, folder=None):
         "recipe": recipe_of(recipe),
         "result": result,
         "versions": {"commit": commit(), **versions()},
+        "processor": processor(),
     }
-
-
-def backup_of(settings, recipe, folder, model, optimizer):
-    """Returns the backup of a training; `None` where there is none."""
-    if folder is None or keras.backend.backend() != "jax":
-        return None
-    import device_loop
-
-    path = backup_path(settings, recipe, folder)
-    return device_loop.Backup(path, title(settings), model, optimizer)
 
 
 def backup_path(settings, recipe, folder):
     """Returns a file of these settings, libraries and sources: from no other a training goes on."""
     key = json.dumps([key_of(settings, recipe), versions(), SOURCES])
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    name = re.sub(r"[^\w.]+", "-", title(settings))
+    return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+
+def first_phase(name):
+    """Returns the first method that trains as this one does until the second phase."""
+    wanted = METHODS[name]._replace(then=None)
+    return next(other for other, of in METHODS.items() if of._replace(then=None) == wanted)
+
+
+def first_phase_path(settings, recipe, keep):
+    """Returns the file of the state at the start of the second phase."""
+    of = settings | {"loss": first_phase(settings["loss"])}
+    path = backup_path(of, recipe, keep)
+    return path.with_name(f"{path.stem}-first.npz")
 
 
 def title(settings):
     """Returns the settings of a training as a line of progress has them."""
+    noise = f" {settings['label_noise']}" if "label_noise" in settings else ""
     return (
-        f"{settings['dataset']} {settings['profile']} {settings['ratio']:g} "
-        f"{settings.get('label_noise', '')} seed {settings['seed']} l2 {settings['l2']:g} "
-        f"{settings['loss']}"
+        f"{settings['dataset']} {settings['profile']} {settings['ratio']:g}{noise} "
+        f"seed {settings['seed']} l2 {settings['l2']:g} {settings['loss']}"
     )
 
 
@@ -631,8 +670,22 @@ def versions():
     }
 
 
+def processor():
+    """Returns the model of the processor, and what it computes bfloat16 with."""
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        name = re.search(r"model name\s*:\s*(.*)", text)
+        units = [unit for unit in ("amx_bf16", "avx512_bf16") if f" {unit}" in text]
+        return ", ".join([name[1] if name else platform.machine(), *units])
+    return platform.processor()
+
+
 def fit(model, optimizer, loss, train, epochs, method, seed, recipe, backup=None):
-    """Trains the model for a range of epochs."""
+    """Trains the model for those of a range of epochs that the backup does not have."""
+    if backup is not None:
+        epochs = backup.left(epochs)
+        if not epochs:
+            return
 
     def rate(epoch):
         return method.rate * learning_rate(epoch, recipe)
@@ -643,11 +696,17 @@ def fit(model, optimizer, loss, train, epochs, method, seed, recipe, backup=None
         options = (recipe.batch_size, recipe.augment, method.oversample, seed)
         device_loop.Loop(model, optimizer, loss, train, *options).run(epochs, rate, backup)
         return
-    # Anew for the second phase: how far Keras has read ahead is chance.
     kind = BalancedBatches if method.oversample else long_tailed_cifar.Batches
-    seed = [seed, epochs.start] if epochs.start else seed
-    batches = kind(*train, recipe.batch_size, recipe.augment, seed)
-    model.compile(optimizer, loss, steps_per_execution=len(batches))
+    batches = kind(*train, recipe.batch_size, recipe.augment, seed, epochs.start)
+    callbacks = [keras.callbacks.LearningRateScheduler(rate)]
+    if backup is not None:
+        save = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: backup.save_if_due(epoch + 1)
+        )
+        callbacks.append(save)
+    # A loop of steps saves a small model most of its time, and costs a large one a little.
+    steps = len(batches) if recipe.size < 32 else 1
+    model.compile(optimizer, loss, steps_per_execution=steps)
     model.fit(
         stream(batches),
         steps_per_epoch=len(batches),
@@ -655,7 +714,7 @@ def fit(model, optimizer, loss, train, epochs, method, seed, recipe, backup=None
         epochs=epochs.stop,
         verbose=0,
         shuffle=False,  # The batches are.
-        callbacks=[keras.callbacks.LearningRateScheduler(rate)],
+        callbacks=callbacks,
     )
 
 
@@ -739,15 +798,29 @@ def end_with_parent():
     threading.Thread(target=wait, daemon=True).start()
 
 
+def set_threads(recipe, workers):
+    """Sets the threads of the processes that are started from here on."""
+    threads = recipe.threads or max(os.cpu_count() // workers, 1)
+    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+        if recipe.threads:
+            os.environ[name] = str(threads)
+        os.environ.setdefault(name, str(threads))
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
+
+def append(output, line):
+    """Appends a result as a line of JSON."""
+    with output.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def run_all(jobs, recipe, results, output, workers):
     """Runs the jobs that have no result yet, and writes each as it ends."""
     missing = [settings for settings in jobs if key_of(settings, recipe) not in results]
     print(f"{len(jobs) - len(missing)} trainings done before, {len(missing)} to do")
     if not missing:
         return
-    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(os.cpu_count() // workers, 1)))
-    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    set_threads(recipe, workers)
     start = time.perf_counter()
     errors = []
     backups = output.with_name(f"{output.name}.unfinished")
@@ -757,8 +830,7 @@ def run_all(jobs, recipe, results, output, workers):
             print(f"{done}/{len(missing)} failed: {settings}: {error!r}", flush=True)
             continue
         line = job.result()
-        with output.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(output, line)
         backup_path(settings, recipe, backups).unlink(missing_ok=True)
         result = line["result"]
         results[key_of(settings, recipe)] = result

@@ -2,20 +2,12 @@
 
 `fit` feeds a device batch by batch from the host, where a small model waits for its images. Here
 the images are on the device, shuffling, cropping and flipping are part of the program, and the
-steps of an epoch are a scan. The state is Keras's: variables of the model and of the optimizer. A
-long training leaves a backup, and goes on from it as if it had never been cut off.
+steps of an epoch are a scan. The state is Keras's: variables of the model and of the optimizer.
 """
 
-import contextlib
-import os
-import time
-import zipfile
-
+import backups
 import jax
-import numpy as np
 from jax import numpy as jnp
-
-SECONDS_BETWEEN_BACKUPS = 60
 
 
 def step_of(model, optimizer, loss):
@@ -77,48 +69,6 @@ def epoch_of(step, batch_size, side, augment):
     return epoch
 
 
-def parts_of(model, optimizer):
-    """Returns the variables: trained, not trained, and the optimizer's."""
-    if not optimizer.built:
-        optimizer.build(model.trainable_variables)
-    return model.trainable_variables, model.non_trainable_variables, optimizer.variables
-
-
-class Backup:
-    """The state of a training in a file, read at the start and written about once a minute."""
-
-    def __init__(self, path, title, model, optimizer):
-        self.path, self.title = path, title
-        self.variables = [variable for part in parts_of(model, optimizer) for variable in part]
-        self.epoch, earlier = 0, 0.0
-        # A file that a full disk has cut short is as none.
-        with contextlib.suppress(FileNotFoundError, EOFError, zipfile.BadZipFile):
-            with self.path.open("rb") as opened, np.load(opened) as file:
-                values = [file[f"arr_{i}"] for i in range(len(self.variables))]
-                self.epoch, earlier = int(file["epoch"]), float(file["seconds"])
-            for variable, value in zip(self.variables, values, strict=True):
-                variable.assign(value)
-        self.saved = time.perf_counter()
-        self.start = self.saved - earlier
-
-    def seconds(self):
-        """Returns how long the training has taken, in all its runs."""
-        return time.perf_counter() - self.start
-
-    def save_if_due(self, epoch):
-        """Writes the state after so many epochs, if the last backup is old."""
-        if time.perf_counter() - self.saved < SECONDS_BETWEEN_BACKUPS:
-            return
-        values = [np.asarray(variable.value) for variable in self.variables]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}")
-        with part.open("wb") as file:
-            np.savez(file, *values, epoch=epoch, seconds=self.seconds())
-        os.replace(part, self.path)
-        self.saved = time.perf_counter()
-        print(f"{self.title}: {epoch} epochs in {self.seconds() / 60:.1f} min", flush=True)
-
-
 class Loop:
     """Epochs of one model, optimizer, loss and data."""
 
@@ -132,7 +82,7 @@ class Loop:
         if oversample:
             self.odds = 1 / jnp.bincount(self.y)[self.y]
             self.odds /= self.odds.sum()
-        self.parts = parts_of(model, optimizer)
+        self.parts = backups.parts_of(model, optimizer)
         self.step = step_of(model, optimizer, loss)
         self.epoch = epoch_of(self.step, batch_size, side, augment)
 
@@ -140,10 +90,8 @@ class Loop:
         return tuple([variable.value for variable in part] for part in self.parts)
 
     def run(self, epochs, rate, backup=None):
-        """Trains for those of `epochs` that the backup has not, at the rates `rate(epoch)`."""
+        """Trains for `epochs`, at the rates `rate(epoch)`."""
         for epoch in epochs:
-            if backup is not None and epoch < backup.epoch:
-                continue
             self.optimizer.learning_rate = rate(epoch)
             key = jax.random.fold_in(self.key, epoch)
             state = self.epoch(self.state(), self.x, self.y, self.odds, key)

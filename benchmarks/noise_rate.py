@@ -99,7 +99,8 @@ def recipe_for(data):
 def of_images(rate, data, ratio, seed):
     noise = f"uniform:{rate:g}" if rate else None
     size = recipe_for(data).size
-    (x, y), _, true = accuracy.load(data, ratio, "exponential", seed, 0.0, size, noise)
+    loaded = accuracy.load(data, ratio, "exponential", seed, 0.0, size, noise)
+    (x, y), true = loaded.train, loaded.true
     if data == "digits":
         p = by_regressions(x.reshape(len(x), -1) / 16, y)
     else:

@@ -69,13 +69,17 @@ def parse_arguments(argv=None):
 
 
 class Batches(keras.utils.PyDataset):
-    """Shuffled batches; with `augment`, padded by an eighth, cropped and flipped at random."""
+    """Shuffled batches; with `augment`, padded by an eighth, cropped and flipped at random.
 
-    def __init__(self, x, y, batch_size, augment, seed):
+    All that is random in an epoch follows from the seed and the epoch, so that a training can go on
+    from any epoch.
+    """
+
+    def __init__(self, x, y, batch_size, augment, seed, epoch=0):
         super().__init__()
         self.x, self.y, self.batch_size = x, y, batch_size
-        self.rng = np.random.default_rng(seed)
-        self.order = self.rng.permutation(len(y))
+        self.seed, self.epoch = seed, epoch
+        self.shuffle()
         self.crops = None
         if augment:
             margin = x.shape[1] // 8
@@ -96,7 +100,16 @@ class Batches(keras.utils.PyDataset):
         return images, self.y[chosen]
 
     def on_epoch_end(self):
-        self.order = self.rng.permutation(len(self.y))
+        self.epoch += 1
+        self.shuffle()
+
+    def shuffle(self):
+        self.rng = np.random.default_rng([self.seed, self.epoch])
+        self.order = self.draw()
+
+    def draw(self):
+        """Returns the indices of an epoch's images."""
+        return self.rng.permutation(len(self.y))
 
 
 def learning_rate(epoch, epochs):

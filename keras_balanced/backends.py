@@ -12,7 +12,6 @@ from keras import ops
 # as a graph on a CPU. Beyond, ours would take three arrays of the logits' size where it takes two.
 _NATIVE_CLASSES = 128
 _NATIVE_NUMBERS = 2**21
-_SUMS = 2**14  # Float32 sums side by side, over which the examples of a batch are spread.
 
 
 def name():
@@ -65,29 +64,6 @@ def largest(values):
     if name() == "torch":
         return values.amax(dim=-1)
     return ops.max(values, axis=-1)
-
-
-def sums(values, cells=None, num_cells=1):
-    """Returns the sum over the first axis of `values` `(N, ...)`, or with `cells` of each cell.
-
-    `cells` are integers `(N, ...)`; the sums then `(num_cells,)`.
-    """
-    # A single float32 sum of ones ends at 2**24, and images have many pixels: many sums side by
-    # side, and those in rows.
-    shape = values.shape[1:] if cells is None else (num_cells,)
-    side = max(1, int(math.sqrt(_SUMS // math.prod(shape))))
-    number, length = side**2, ops.shape(values)[0]
-    if cells is None:
-        whole = length // number * number
-        parts = ops.sum(ops.reshape(values[:whole], (-1, number, *shape)), axis=0)
-        rest = ops.sum(values[whole:], axis=0)
-    else:
-        place = ops.reshape(
-            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (len(cells.shape) - 1))
-        )
-        cells = ops.reshape(place * num_cells + ops.cast(cells, "int32"), (-1,))
-        parts, rest = ops.segment_sum(ops.reshape(values, (-1,)), cells, number * num_cells), 0.0
-    return ops.sum(ops.sum(ops.reshape(parts, (side, side, *shape)), axis=0), axis=0) + rest
 
 
 def argmax(values):
@@ -202,33 +178,52 @@ def rows_of_values(ragged):
     return ragged.value_rowids() if getattr(ragged, "ragged_rank", None) == 1 else None
 
 
+def is_endless_distributed(dataset):
+    """Returns whether a dataset of a strategy of TensorFlow (2.21), without length, never ends."""
+    return type(dataset).__name__ == "DistributedDataset" and int(dataset._cardinality) == -1
+
+
+def sampler_of(loader):
+    """Returns what gives a grain `DataLoader` its indices (grain 0.2.18), or `None`."""
+    return getattr(loader, "_sampler", None)
+
+
 def is_tf_symbol(tensor):
     """Returns whether a tensor belongs to a graph of `tf.data`."""
     return type(tensor).__name__ == "SymbolicTensor"
 
 
-def tf_function(function, shape):
-    """Returns `function`, of logits of a static shape, as a function that TensorFlow traces."""
+def tf_function(function, *shapes):
+    """Returns `function`, of tensors of static shapes, as a function that TensorFlow traces.
+
+    Axes of unknown size are of one size where they have the same place.
+    """
     if name() != "jax":
         return function
     from jax.experimental import jax2tf
 
-    free = ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
-    converted = jax2tf.convert(function, polymorphic_shapes=[f"({free})"])
-    if shape[0] is not None:
+    free = [
+        ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
+        for shape in shapes
+    ]
+    converted = jax2tf.convert(function, polymorphic_shapes=[f"({shape})" for shape in free])
+    if shapes[0][0] is not None:
         return converted
     import tensorflow as tf
 
-    def padded(tensor):
-        # As in `of_rows`: it is compiled again for each size that is served.
-        rows = tf.shape(tensor)[:1]
+    def in_few_sizes(*tensors):
+        # As `of_rows`: it is compiled again for each number of rows that is served.
+        rows = tf.shape(tensors[0])[:1]
         place = tf.searchsorted(tf.constant([2**i for i in range(31)]), rows)
         added = tf.bitwise.left_shift(tf.ones_like(place), place) - rows
-        axes = tf.one_hot([1], 2 * tensor.shape.rank, dtype="int32") * added
-        result = tf.pad(tensor, tf.reshape(axes, (-1, 2)))
-        return converted(tf.ensure_shape(result, (None, *shape[1:])))[: rows[0]]
+        padded = []
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            axes = tf.one_hot([1], 2 * len(shape), dtype="int32") * added
+            more = tf.pad(tensor, tf.reshape(axes, (-1, 2)))
+            padded.append(tf.ensure_shape(more, (None, *shape[1:])))
+        return converted(*padded)[: rows[0]]
 
-    return padded
+    return in_few_sizes
 
 
 def compiled(function):
@@ -372,12 +367,17 @@ def refuse_tf_keras():
         frame = frame.f_back
 
 
-def last_layer(model):
-    """Returns the layer that gives the model's output."""
-    layer = model
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
-    return layer
+def compile_arguments(model):
+    """Returns what a model was compiled with, as `compile` takes it, except for the loss."""
+    if not model.compiled:
+        return {}
+    # As of Keras 3.10. The public `get_compile_config` has no functions that are not registered.
+    arguments = dict(model._compile_config.config)
+    del arguments["loss"]
+    # These may have been set since.
+    now = {name: getattr(model, name) for name in ("run_eagerly", "steps_per_execution")}
+    is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    return {**arguments, **now, "optimizer": model.optimizer, "auto_scale_loss": is_scaled}
 
 
 def input_structure(model):
@@ -397,14 +397,19 @@ def probability_layer(model, output_name=None):
     Also behind what changes only the form; and on JAX, where Keras leaves no mark. `None` too for a
     subclassed model, whose layers do not say in which order it calls them.
     """
+    layer = layer_at_end(model, output_name)
+    activations = (keras.activations.softmax, keras.activations.sigmoid)
+    is_one = type(layer).__name__ in ("Softmax", "Sigmoid")
+    return layer if is_one or getattr(layer, "activation", None) in activations else None
+
+
+def layer_at_end(model, output_name=None):
+    """Returns the last layer or operation of a model that changes numbers, or `None`."""
     for layer in _from_the_end(model, output_name):
         layer = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
         kind, activation = type(layer).__name__, getattr(layer, "activation", None)
-        activations = (keras.activations.softmax, keras.activations.sigmoid)
-        if kind in ("Softmax", "Sigmoid") or activation in activations:
-            return layer
         if kind not in _FORMS and (kind, activation) != ("Activation", keras.activations.linear):
-            return None
+            return layer
     return None
 
 

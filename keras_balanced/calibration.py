@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, batches, losses, metrics, targets, validation
+from keras_balanced import backends, layers, losses, metrics, reading, targets, validation
+from keras_balanced.decisions import Decision, has_posterior
 from keras_balanced.losses import TEMPERATURES
 from keras_balanced.validation import (
     SMALLEST_PRIOR,
@@ -38,7 +39,12 @@ class _Calibration(NamedTuple):
     labels: np.ndarray
 
 
-def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: Any) -> _Calibration:
+def calibrate(
+    model: keras.Model,
+    loss: BalancedLoss | None,
+    validation_data: Any,
+    steps: int | None = None,
+) -> _Calibration:
     """Fits the temperature of the posterior of a trained model on held-out data.
 
     The temperature minimises the negative log-likelihood, each class weighted to its share in
@@ -55,7 +61,9 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
         model: Trained model with one output.
         loss: The loss that it was trained with; `None` is the compiled one.
         validation_data: Held-out data as in `fit`: arrays `(x, y)` or `(x, y, sample_weight)`, or
-            batches of them (a `tf.data.Dataset`, a `PyDataset`). Integer or one-hot labels.
+            batches of them (a `tf.data.Dataset`, `PyDataset`, PyTorch or grain loader, generator).
+            Integer or one-hot labels.
+        steps: How many batches to read, at most; needed where these have no end.
 
     Returns:
         A named tuple of the `temperature`, for `export`; the dicts `before` (at temperature 1)
@@ -86,8 +94,10 @@ def calibrate(model: keras.Model, loss: BalancedLoss | None, validation_data: An
     optimize, special = _scipy()
     loss = check_loss(model, loss)
     check_model(model, loss)
+    if has_posterior(loss):
+        metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     target = loss.surrogate.target_priors
-    log_posterior, labels, weights = _held_out(model, loss, validation_data)
+    log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)
     mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
     weights = weights * (target / np.where(mix > 0, mix, 1.0))[labels]
 
@@ -398,13 +408,9 @@ def check_model(model, loss):
         )
     if loss.from_logits:
         backends.refuse_probability_layer(model)
+    layers.refuse_adjusted_twice(model, loss)
     if not loss.surrogate.binary or loss.surrogate.num_labels:
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
-    elif model.outputs[0].shape[1:] not in ((), (1,)):
-        raise ValueError(
-            "`model` must have one logit per example for a binary loss. "
-            f"Received: an output of shape {model.outputs[0].shape}"
-        )
 
 
 def only(outputs):
@@ -413,16 +419,11 @@ def only(outputs):
     return output
 
 
-def _held_out(model, loss, data):
+def _held_out(model, loss, data, steps):
     """Returns log-posterior `(N, K)`, labels `(N,)` and weights `(N,)` of held-out data."""
-    batches.refuse_list_of_arrays(data, "validation_data")
     arrays = isinstance(data, tuple)
     parts = []
-    for batch in [data] if arrays else batches.iterate_batches(data):
-        x, y_true, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        if y_true is None:
-            raise ValueError("`validation_data` must have labels, as in `fit`. Received: none")
-        y_true = only(y_true) if isinstance(y_true, dict) else y_true
+    for x, y_true, weights in reading.read(data, steps):
         if arrays and not backends.gives_mask(model):
             y_pred = only(model.predict(x, verbose=0))
         else:
@@ -459,31 +460,34 @@ def _labelled(loss, y_pred, y_true, weights=None):
     """Returns the logits, labels and weights of the labelled positions of a batch, and which."""
     num_classes = len(loss.surrogate.priors)
     logits = loss.logits(y_pred)
-    y_true = targets.as_numpy("Labels", y_true)
+    y_true = targets.as_tensor("y_true", y_true)
     if loss.surrogate.binary:
-        logits = ops.reshape(logits, (-1,))
-        y_true, shape = np.reshape(y_true, logits.shape), tuple(logits.shape)
+        y_true, logits = targets.match_binary(y_true, logits)
+        shape, sparse = tuple(logits.shape), True
     else:
+        y_true, sparse = targets.match_shapes(y_true, logits, num_classes)
         shape = tuple(logits.shape[:-1])
     weights = np.ones(()) if weights is None else targets.as_numpy("Weights", weights)
-    if loss.surrogate.binary and weights.ndim:
-        weights = np.reshape(weights, shape)
     weights = targets.match_weights(weights, shape).reshape(-1)
-    if not loss.surrogate.binary:
-        y_true, sparse = targets.match_shapes(ops.convert_to_tensor(y_true), logits, num_classes)
-        y_true = ops.convert_to_numpy(y_true)
-        if not sparse:
-            one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
-            if not one_hot[weights.reshape(shape) > 0].all():
-                raise ValueError(
-                    "`validation_data` must have integer or one-hot labels. Received: soft targets"
-                )
-            y_true = y_true.argmax(axis=-1)
+    if not (weights >= 0).all():
+        raise ValueError(
+            "The weights of `validation_data` must not be negative. Received: weights from "
+            f"{weights.min()}"
+        )
+    y_true = ops.convert_to_numpy(y_true)
+    if not sparse:
+        targets.refuse_ignored(y_true, loss.ignore_class)
+        one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
+        if not one_hot[weights.reshape(shape) > 0].all():
+            raise ValueError(
+                "`validation_data` must have integer or one-hot labels. Received: soft targets"
+            )
+        y_true = y_true.argmax(axis=-1)
     labels = y_true.reshape(-1)
     # A label of weight 0 may be anything.
     kept = weights != 0
     if loss.ignore_class is not None:
-        kept &= labels != loss.ignore_class
+        kept &= ~targets.is_ignored(labels, loss.ignore_class)
     occurs = loss.surrogate.occurs
     bad = np.unique(labels[kept & ~np.isin(labels, np.flatnonzero(occurs))])
     if bad.size:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_balanced import backends, batches, losses, metrics, targets, validation
+from keras_balanced import backends, losses, metrics, reading, targets, validation
+from keras_balanced.decisions import Decision, check_decision, has_posterior
+from keras_balanced.layers import refuse_adjusted_twice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,24 +38,27 @@ class PerClassReport(keras.callbacks.Callback):
     swaps the weights for their averages, as `SwapEMAWeights`, does so for both. In another one it
     looks at the weights that the model then has.
 
-    A model of one logit has the classes 0 and 1. Of independent labels, told by a binary loss, each
-    has its balanced accuracy in place of the recall: `val_balanced_accuracy_<class name>`.
+    A model of one logit, or of one at each position, has the classes 0 and 1. Of independent
+    labels each has its balanced accuracy in place of the recall:
+    `val_balanced_accuracy_<class name>`. A binary loss of ours tells labels from positions by its
+    rates, one or a vector; under a binary loss of Keras outputs `(B, L)` are those of labels,
+    unless a `loss` of one rate is given, and `(B, T, 1)` positions.
 
     Args:
         validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or their batches: a
-            `tf.data.Dataset`, `keras.utils.PyDataset` or PyTorch `DataLoader` that can be read
+            `tf.data.Dataset`, `keras.utils.PyDataset`, PyTorch or grain loader that can be read
             again each epoch.
         class_names: Name of each class, `K` of them in order, or a dict of names and ids, such as
             the `class_indices` of Keras's generators; for one logit also that of label 1 alone.
             `None` is their numbers.
         num_classes_shown: How many classes to print, at least 1. Defaults to 5.
-        ignore_class: Integer label that is not counted.
+        ignore_class: Integer label, or a list of several, that is not counted.
         output_name: Name of the output to report on, of a model with several in a dict; the labels
             are then a dict of the same names. `None` is the only output.
-        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
-            model does. `None` (default) is by the outputs as they are.
-        threshold: Number that the prediction of label 1 exceeds, of one logit or of labels.
-            `None` is 0.5 for probabilities, also those of `loss`, and 0 for logits.
+        decision: `Decision` by which to predict, or a loss, which stands for its default one.
+            `None` (default) is that of the compiled loss, if it is one of ours; otherwise the
+            largest output, or one above 0, or 0.5 if it is a probability.
+        steps: How many batches to read each epoch, at most; needed where these have no end.
         verbose: 1 (default) prints the report, 0 only adds it to the logs.
 
     Raises:
@@ -69,7 +74,7 @@ class PerClassReport(keras.callbacks.Callback):
     >>> x, y = np.array([[3.0, 1.0], [2.0, 0.0]], "float32"), np.array([0, 1])
     >>> report = PerClassReport((x, y), class_names=["healthy", "ill"])
     >>> history = model.fit(x, np.eye(2)[y], callbacks=[report], verbose=0)
-    Epoch 1: mean recall 0.500, all 2 classes
+    Epoch 1: mean recall 0.500, all 2 classes, by the largest output
       recall 0.000  ill
       recall 1.000  healthy
     >>> print(history.history["val_recall_ill"])
@@ -79,34 +84,36 @@ class PerClassReport(keras.callbacks.Callback):
     def __init__(
         self,
         validation_data: Any,
+        *,
         class_names: Sequence[str] | Mapping | None = None,
+        decision: Decision | losses.BalancedLoss | None = None,
         num_classes_shown: int = 5,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         output_name: str | None = None,
-        loss: losses.BalancedLoss | None = None,
-        threshold: float | None = None,
+        steps: int | None = None,
         verbose: int = 1,
     ):
         super().__init__()
-        batches.refuse_list_of_arrays(validation_data, "validation_data")
-        if iter(validation_data) is validation_data:
+        if isinstance(class_names, (list, tuple, np.ndarray)):
+            _check_names(class_names)
+        reading.check(validation_data, steps)
+        if hasattr(validation_data, "__next__"):
             raise ValueError(
                 "`validation_data` must be a tuple of arrays, or batches that can be read each "
                 f"epoch. Received: a {type(validation_data).__name__}"
             )
         if isinstance(validation_data, tuple):
             _check_numbers(validation_data[1:])
-        if isinstance(class_names, (list, tuple, np.ndarray)):
-            _check_names(class_names)
         self.validation_data = validation_data
         self.class_names = class_names
         self.num_classes_shown = validation.check_integer(
             "num_classes_shown", num_classes_shown, low=1
         )
-        self.ignore_class = ignore_class
+        self.ignore_class = validation.check_ignore_class(ignore_class)
         self.output_name = output_name
-        self.loss = loss
-        self.threshold = threshold
+        self.decision = check_decision("decision", decision)
+        self._has_warned = False
+        self.steps = steps
         self.verbose = validation.check_integer("verbose", verbose, low=0)
         self._counted = True  # Until an epoch begins.
 
@@ -124,12 +131,12 @@ class PerClassReport(keras.callbacks.Callback):
             # On JAX the loss cannot see it.
             backends.refuse_probability_layer(self.model, self.output_name)
         shape = self._outputs(first[0]).shape
-        num_outputs = shape[-1] if len(shape) > 1 else 1
-        self._metric = self._make_metric(num_outputs, compiled)
-        self._score, names = "recall", max(num_outputs, 2)
-        if isinstance(self._metric, metrics.BinaryBalancedAccuracy) and num_outputs > 1:
-            self._score = "balanced_accuracy"
-        self._names = validation.check_class_names(self.class_names, names, num_outputs == 1)
+        self._metric = self._make_metric(shape, compiled)
+        num_labels = getattr(self._metric, "num_labels", None)
+        one_logit = isinstance(self._metric, metrics.BinaryBalancedAccuracy) and not num_labels
+        self._score = "balanced_accuracy" if num_labels else "recall"
+        names = num_labels or self._metric.num_classes
+        self._names = validation.check_class_names(self.class_names, names, one_logit)
         self._count([first])
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -172,7 +179,8 @@ class PerClassReport(keras.callbacks.Callback):
         word, number = self._score.replace("_", " "), self.num_classes_shown
         mean = scores[worst].mean() if worst.size else 0.0
         shown = "the worst of" if len(worst) > number else "all"
-        print(f"Epoch {epoch + 1}: mean {word} {mean:.3f}, {shown} {len(worst)} {what}")
+        found = f"mean {word} {mean:.3f}, {shown} {len(worst)} {what}"
+        print(f"Epoch {epoch + 1}: {found}, by {self._rule}")
         for class_id in worst[:number]:
             print(f"  {word} {scores[class_id]:.3f}  {self._names[class_id]}")
         hidden = np.count_nonzero(scores[worst[number:]] == 0)
@@ -183,35 +191,65 @@ class PerClassReport(keras.callbacks.Callback):
         """Counts the examples of each class, and those predicted right, by the model as it is."""
         self._counted = True
         self._metric.reset_state()
-        for x, y, weights in data:
+        batch = None
+        for batch in data:
             # Not `predict`, which loses the masks.
-            y, weights = (self._of_output(part) for part in (y, weights))
-            self._metric.update_state(y, self._outputs(x), weights)
+            self._metric.update_state(batch.y, self._outputs(batch.x), batch.sample_weight)
+        if batch is None:
+            raise ValueError(
+                "`validation_data` must be batches that can be read again each epoch. Received: "
+                "none the second time"
+            )
         if np.isnan(keras.ops.convert_to_numpy(self._metric.total)).any():
             raise ValueError(
                 f"`validation_data` must have labels in [0, {self._metric.num_classes}), or "
                 "`ignore_class`. Received: others, or NaN weights"
             )
 
-    def _make_metric(self, num_outputs, compiled):
+    def _decide(self, compiled):
+        """Returns the decision: that given, or that of the compiled loss if it is one of ours."""
+        decision, is_ours = self.decision, isinstance(compiled, losses.BalancedLoss)
+        if decision is None and is_ours and has_posterior(compiled):
+            decision = Decision(compiled)
+        if decision is not None:
+            refuse_adjusted_twice(self.model, decision.loss, self.output_name)
+            if not self._has_warned:
+                metrics.warn_of_other_decisions(self.model, decision, self.output_name)
+            self._has_warned = True
+        return decision
+
+    def _make_metric(self, shape, compiled):
         """Returns the metric that counts, for classes, one logit or independent labels."""
-        loss = compiled if self.loss is None else self.loss
+        decision = self._decide(compiled)
+        num_outputs = shape[-1] if len(shape) > 1 else 1
+        num_labels = num_outputs if num_outputs > 1 else None
+        loss = compiled if decision is None else decision.loss
         if isinstance(loss, losses.BalancedLoss):
-            binary, probabilities = loss.surrogate.binary, not loss.from_logits
+            binary, num_labels = loss.surrogate.binary, loss.surrogate.num_labels
         else:
             binary = _is_binary(loss)
-            probabilities = binary and not getattr(loss, "from_logits", False)
         if num_outputs > 1 and not binary:
-            return metrics.ClassRecall(num_outputs, ignore_class=self.ignore_class, loss=self.loss)
-        threshold = self.threshold
-        if threshold is None and self.loss is None:
+            self._rule = "the largest output" if decision is None else str(decision)
+            return metrics.ClassRecall(
+                num_outputs, decision=decision, ignore_class=self.ignore_class
+            )
+        if num_labels and len(shape) > 2 and not isinstance(loss, losses.BalancedLoss):
+            raise ValueError(
+                "`decision` must say what outputs of more than two axes are: positions of one "
+                "label, as `decision=BinaryGLALoss(rate)` says (or outputs of one more axis, of "
+                f"1), or labels, as one of a vector of rates says. Received: outputs of shape "
+                f"{shape} and a loss of Keras"
+            )
+        if decision is None:
+            probabilities = binary and not getattr(loss, "from_logits", False)
             probabilities |= backends.probability_layer(self.model, self.output_name) is not None
-            threshold = 0.5 if probabilities else 0.0
+            of_half = losses.BinaryGLALoss(0.5, from_logits=not probabilities)
+            decision = Decision(of_half, by="logits")
+            self._rule = "an output above 0.5" if probabilities else "an output above 0"
+        else:
+            self._rule = str(decision)
         return metrics.BinaryBalancedAccuracy(
-            threshold,
-            self.ignore_class,
-            num_labels=num_outputs if num_outputs > 1 else None,
-            loss=self.loss,
+            num_labels, decision=decision, ignore_class=self.ignore_class
         )
 
     def _outputs(self, x):
@@ -234,20 +272,17 @@ class PerClassReport(keras.callbacks.Callback):
     def _of_output(self, values):
         return values.get(self.output_name) if isinstance(values, dict) else values
 
-    def _batches(self, batch_size=256):
-        data = self.validation_data
-        if isinstance(data, tuple):
-            # A list of inputs is several; one of labels or weights is an array.
-            x, *rest = data
-            arrays = (keras.tree.map_structure(np.asarray, x), *_check_numbers(rest))
-            data = (
-                keras.tree.map_structure(lambda a, i=i: a[i : i + batch_size], arrays)
-                for i in range(0, len(keras.tree.flatten(arrays[1])[0]), batch_size)
+    def _batches(self):
+        for x, y, weights in reading.read(
+            self.validation_data, self.steps, output_name=self.output_name, batch_size=256
+        ):
+            # JAX takes no tensors of other libraries.
+            x = keras.tree.map_structure(backends.own_tensor, x)
+            y, weights = (
+                None if part is None else targets.as_numpy("`validation_data`", part)
+                for part in (y, weights)
             )
-        for batch in batches.iterate_batches(data):
-            # As arrays: JAX takes no tensors of other libraries.
-            batch = keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
-            yield keras.utils.unpack_x_y_sample_weight(batch)
+            yield reading.Batch(x, y, weights)
 
 
 def _check_numbers(parts):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import keras
 import numpy as np
 
-from keras_balanced import batches, targets, validation
+from keras_balanced import reading, targets, validation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -84,8 +84,8 @@ def long_tail(
     """Draws a long-tailed subset of labelled data.
 
     Args:
-        x: Array of examples `(N, ...)`, or an unbatched `tf.data.Dataset` of `(x, y)` or
-            `(x, y, sample_weight)` that gives the same order each time.
+        x: Array of examples `(N, ...)`, or a dict of arrays, or an unbatched `tf.data.Dataset` of
+            `(x, y)` or `(x, y, sample_weight)` that gives the same order each time.
         y: Integer labels `(N,)`; `None` when `x` is a dataset, whose labels may be one-hot.
         imbalance_ratio: Number of at least 1: the largest class over the smallest.
         profile: `"exponential"` or `"step"`, as in `long_tail_counts`.
@@ -106,16 +106,17 @@ def long_tail(
     >>> print(np.bincount(y))
     [20  4]
     """
-    is_dataset = hasattr(x, "element_spec")
-    x = np.asarray(x) if isinstance(x, (list, tuple)) else x
+    is_dataset = reading.is_dataset(x)
     if is_dataset:
-        labels = batches.labels_of_examples(x, "x")
+        labels = reading.labels_of_examples(x, y, "x")
     else:
-        labels = targets.as_numpy("`y`", y, "integer labels `(N,)`")
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(x):
+        x = np.asarray(x) if isinstance(x, (list, tuple)) else x
+        arrays, labels, _ = reading.examples(x, y)
+        x = x if hasattr(x, "iloc") else arrays  # A table of pandas stays one.
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(
                 "`y` must be integer labels `(N,)`, one for each of the examples in `x`. "
-                f"Received: y of shape {labels.shape} and dtype {labels.dtype}, {len(x)} examples"
+                f"Received: y of shape {labels.shape} and dtype {labels.dtype}"
             )
     ids = targets.class_ids("y", labels)
     available = np.bincount(ids)
@@ -139,7 +140,7 @@ def long_tail(
     for k, count in enumerate(counts):
         keep[rng.permutation(np.flatnonzero(ids == k))[:count]] = True
     if not is_dataset:
-        return x[keep], labels[keep]
+        return reading.choose(x, keep), labels[keep]
 
     import tensorflow as tf
 

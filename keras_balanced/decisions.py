@@ -6,8 +6,9 @@ judged by: a `Decision` says it once, and metrics, reports, searches and exports
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from keras_balanced.validation import ClassMix
 
 __all__ = ["Decision", "find_threshold"]
-
-# So far below the largest logit a class is masked: it is no answer, not even where costs make it
-# the best compromise.
-_MASKED = 5e3
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -125,16 +122,17 @@ class Decision:
         self.priors = validation.plain(priors, binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
         # What is added to the log-posterior.
-        self._change = np.log(np.divide(mix, own, where=own > 0, out=np.ones_like(own)))
+        self._log_priors = np.log(np.where(mix > 0, mix, 1.0))
+        self._change = self._log_priors - np.log(np.where(own > 0, own, 1.0))
         if threshold is not None:
-            high = np.maximum(self.threshold, np.finfo("float32").tiny)
+            high = np.maximum(np.asarray(self.threshold, "float64"), np.finfo("float32").tiny)
             self._change = self._change - np.log(np.stack([1.0 - high, high], axis=-1))
         self._shift = self._shift_of_logits()
 
     def __call__(self, y_pred: Any) -> Any:
         if isinstance(y_pred, keras.KerasTensor):
             return _Decide(self)(y_pred)
-        return self._of_predictions(self._classes, y_pred)
+        return self._of_predictions(self.of_logits, y_pred)
 
     def scores(self, y_pred: Any) -> Any:
         """Returns the scores of the classes, of which the largest is the decision.
@@ -156,7 +154,7 @@ class Decision:
 
     def _of_predictions(self, function, y_pred):
         def of_tensor(y_pred):
-            return function(self._check_logits(self.loss.logits(y_pred)))
+            return function(self.loss.logits(y_pred))
 
         if isinstance(y_pred, np.ndarray):
             y_pred = targets.as_numpy("`y_pred`", y_pred)
@@ -164,7 +162,7 @@ class Decision:
             y_pred = targets.as_tensor("y_pred", y_pred)
         return backends.of_rows(of_tensor, y_pred, self.loss.surrogate.axes)
 
-    def _check_logits(self, logits):
+    def check_logits(self, logits: Any) -> Any:
         """Returns logits `(..., K)`, of labels `(..., L)`, of one logit `(...)`."""
         surrogate = self.loss.surrogate
         if surrogate.axes:
@@ -173,31 +171,56 @@ class Decision:
             return logits[..., 0]
         return logits
 
-    def _classes(self, logits):
-        if self._shift is None:
-            return backends.argmax(self._scores(logits))
-        shift = ops.convert_to_tensor(self._shift, dtype=logits.dtype)
-        if self.loss.surrogate.binary:
-            return ops.cast(logits > shift[..., 0] - shift[..., 1], "int32")
-        return backends.argmax(formula.mask_absent(logits + shift, self.loss.surrogate))
+    def of_logits(self, logits: Any, log_priors: Any = None) -> Any:
+        """Returns the class ids of logits, as the loss's `logits` gives them.
 
-    def _scores(self, logits):
+        Args:
+            logits: `(..., K)`, of labels `(..., L)`, of one logit `(...)` or `(..., 1)`.
+            log_priors: Logarithm of the class mix of the data that are met, a tensor that
+                broadcasts to the scores, in place of `priors`: a class of `-inf` is never the
+                answer. `None` is the mix of the decision.
+
+        Returns:
+            Class ids int32, as a call.
+        """
+        logits = self.check_logits(logits)
+        if self._shift is None or (self._needs_priors and log_priors is not None):
+            scores = self._scores(logits, log_priors)
+        else:
+            if self.loss.surrogate.binary:
+                logits = ops.stack([ops.zeros_like(logits), logits], axis=-1)
+            scores = logits + ops.convert_to_tensor(self._shift, dtype=logits.dtype)
+            scores = formula.mask_absent(scores, self.loss.surrogate)
+        if log_priors is not None:
+            low = ops.convert_to_tensor(-np.inf, dtype=scores.dtype)
+            scores = ops.where(ops.equal(log_priors, -np.inf), low, scores)
+        return backends.argmax(scores)
+
+    @property
+    def _needs_priors(self):
+        """Whether the rule depends on the class mix of the data that are met."""
+        return self.costs is not None or self.threshold is not None
+
+    def _scores(self, logits, log_priors=None):
         surrogate = self.loss.surrogate
+        logits = self.check_logits(logits)
         if self.by == "logits":
             if surrogate.binary:
                 return ops.stack([ops.zeros_like(logits), logits], axis=-1)
             return formula.mask_absent(logits, surrogate)
-        scores = self.loss.log_posterior(logits) / self.temperature
-        scores = scores + ops.convert_to_tensor(self._change, dtype=scores.dtype)
+        scores = log_p = self.loss.log_posterior(logits) / self.temperature
+        change = self._change
+        if log_priors is not None and self._needs_priors:
+            scores, change = scores + ops.cast(log_priors, scores.dtype), change - self._log_priors
+        scores = scores + ops.convert_to_tensor(change, dtype=scores.dtype)
         if self.costs is not None:
             p = ops.reshape(ops.softmax(scores), (-1, len(self.costs)))
             # An operator: `ops.matmul` of float64 is float32 on PyTorch.
             costs = p @ ops.convert_to_tensor(self.costs, dtype=scores.dtype)
             scores = -ops.reshape(costs, ops.shape(scores))
-        if not surrogate.binary and (self.costs is not None or surrogate.label_smoothing):
-            # By costs, and by what is left of smoothing, it could be the best.
-            masked = logits < backends.largest(logits)[..., None] - _MASKED
-            low = ops.convert_to_tensor(-1e9, dtype=scores.dtype)
+            # A class that cannot be could be the best compromise.
+            masked = log_p < formula.MASKED / 2 / self.temperature
+            low = ops.convert_to_tensor(formula.MASKED, dtype=scores.dtype)
             scores = ops.where(masked, low, scores)
         return formula.mask_absent(scores, surrogate)
 
@@ -225,6 +248,27 @@ class Decision:
         shift = shift - np.take_along_axis(shift, first, axis=-1)
         # What cancels but for rounding must not break ties.
         return np.where(occurs, np.round(shift, 12), 0.0)
+
+    def decides_as(self, other: Decision) -> bool:
+        """Returns whether another decision is known to be the same rule, in whatever words."""
+        mine, its = self.loss, other.loss
+        reads_alike = type(mine).logits is type(its).logits and mine.from_logits == its.from_logits
+        if not reads_alike or np.shape(self._change) != np.shape(other._change):
+            return False
+        if self._shift is not None and other._shift is not None:
+            return np.allclose(self._shift, other._shift, atol=1e-6)
+        alike = type(mine).log_posterior is type(its).log_posterior
+        alike = alike and mine.surrogate == its.surrogate and self.costs == other.costs
+        # Only beside costs does more than the order of the probabilities count.
+        alike = alike and (self.costs is None or self.temperature == other.temperature)
+        first, second = (
+            temperature * (change - change[..., :1])
+            for temperature, change in [
+                (self.temperature, self._change),
+                (other.temperature, other._change),
+            ]
+        )
+        return alike and self.by == other.by and np.allclose(first, second, atol=1e-6)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments as plain numbers and lists."""
@@ -317,6 +361,46 @@ def check_decision(name: str, decision: Any) -> Decision | None:
     return decision
 
 
+def decision_of(
+    function: Callable[[BalancedLoss], Any] | None,
+) -> Callable[[BalancedLoss], Decision | None]:
+    """Returns a function of a loss that gives its decision, whatever a user's gives for one.
+
+    `None` stands for the default one of a loss, and for none of one without a posterior.
+    """
+    if function is None:
+        return _default_decision
+    if not callable(function) or isinstance(function, (Decision, BalancedLoss)):
+        raise ValueError(
+            "`decision` must be a function `loss -> Decision`: a search has many losses. "
+            f"Received: decision={validation.show(function)}"
+        )
+    return functools.partial(_decision_by, function)
+
+
+def _default_decision(loss):
+    return Decision(loss) if has_posterior(loss) else None
+
+
+def _decision_by(function, loss):
+    decision = check_decision("decision", function(loss))
+    if decision is None or decision.loss != loss:
+        raise ValueError(
+            "`decision` must be a function that returns a `Decision` of the loss that it is given. "
+            f"Received: {decision!r} for {loss!r}"
+        )
+    return decision
+
+
+def has_posterior(loss: BalancedLoss) -> bool:
+    """Returns whether the posterior of a loss is right: not where only its `call` is another."""
+    by_call, by_posterior = (
+        next(i for i, base in enumerate(type(loss).__mro__) if method in vars(base))
+        for method in ("call", "log_posterior")
+    )
+    return by_posterior <= by_call
+
+
 def _check_loss(loss):
     if isinstance(loss, dict):  # Out of a config.
         loss = keras.saving.deserialize_keras_object(loss)
@@ -325,14 +409,11 @@ def _check_loss(loss):
             "`loss` must be the loss of keras_balanced that the model was trained with (for plain "
             f"cross-entropy `GLALoss(priors, tau=0)`). Received: loss={loss!r}"
         )
-    owners = [
-        next(i for i, base in enumerate(type(loss).__mro__) if method in vars(base))
-        for method in ("call", "log_posterior")
-    ]
-    if owners[0] < owners[1]:
+    if not has_posterior(loss):
         raise ValueError(
-            "`loss` must override `log_posterior` too where it overrides `call`: the posterior of "
-            f"other losses is not that of the formula. Received: a {type(loss).__name__}"
+            "`loss` must override `log_posterior` too where it overrides `call`, or say "
+            "`log_posterior = BalancedLoss.log_posterior` in its class, where that is right. "
+            f"Received: a {type(loss).__name__}"
         )
     return loss
 

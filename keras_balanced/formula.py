@@ -18,7 +18,7 @@ from keras_balanced import backends, targets
 _BLOCK = 2**25  # Numbers in the largest array of the posterior under margins.
 _STAGE = 8  # States of its chain that are left out before the array shrinks.
 _REACH = 5e5  # A class whose logit is smaller than the largest by more than this is masked.
-_MASKED = -1e9  # Its logit. Not infinite: the difference of two would be NaN.
+MASKED = -1e9  # Its logit. Not infinite: the difference of two would be NaN.
 
 
 def as_logits(y_pred, surrogate, from_logits=True):
@@ -56,18 +56,15 @@ def surrogate_loss(y_true, logits, surrogate, ignore_class=None):
     y_true, sparse = targets.match_shapes(y_true, logits, len(surrogate.priors))
     if sparse:
         return _sparse_loss(y_true, logits, surrogate, ignore_class)
-    if ignore_class is not None:
-        raise ValueError(
-            "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
-            f"{tuple(y_true.shape)} and ignore_class={ignore_class}"
-        )
+    targets.refuse_ignored(y_true, ignore_class)
     return _soft_loss(ops.cast(y_true, logits.dtype), logits, surrogate)
 
 
 def _sparse_loss(labels, logits, surrogate, ignore_class):
     if ignore_class is not None:
-        ignored = ops.equal(labels, ignore_class)
-        labels = ops.where(ignored, 0, labels)
+        ignored = targets.is_ignored(labels, ignore_class)
+        label = targets.stand_in(surrogate.occurs, ignore_class)
+        labels = ops.where(ignored, ops.full_like(labels, label), labels)
         # So that a NaN there does not reach the gradient.
         logits = ops.where(ignored[..., None], _like(logits, 0.0), logits)
 
@@ -113,7 +110,7 @@ def _losses_of_classes(logits, surrogate):
         inverse = _like(logits, 1.0 / surrogate.levels[:, None])
         normalizers = ops.logsumexp(logits[..., None, :] * inverse + shift, axis=-1)
         true = logits * _like(logits, 1.0 / surrogate.margins) + shift
-        cross_entropies = ops.take(normalizers, surrogate.level_of, axis=-1) - true
+        cross_entropies = ops.take(normalizers, np.array(surrogate.level_of), axis=-1) - true
     return _psi(cross_entropies, surrogate.q) * _like(logits, surrogate.weights)
 
 
@@ -122,7 +119,7 @@ def _binary_loss(y_true, logits, surrogate, ignore_class):
     y_true, logits = targets.match_binary(y_true, logits, surrogate.num_labels)
     y_true = ops.cast(y_true, logits.dtype)
     if ignore_class is not None:
-        ignored = ops.equal(y_true, ignore_class)
+        ignored = targets.is_ignored(y_true, ignore_class)
         y_true = ops.where(ignored, _like(logits, 0.0), y_true)
         logits = ops.where(ignored, _like(logits, 0.0), logits)
     valid = ops.logical_and(y_true >= 0, y_true <= 1)
@@ -162,7 +159,7 @@ def log_posterior(logits, surrogate, mix):
     log_eta = log_u - surrogate.q * log_s + _log_ratio(logits, surrogate.margins, surrogate.weights)
     if surrogate.label_smoothing:
         log_eta = _without_smoothing(ops.log_softmax(log_eta), surrogate)
-    log_eta = ops.where(masked, _like(log_eta, _MASKED), log_eta)
+    log_eta = ops.where(masked, _like(log_eta, MASKED), log_eta)
     return change_mix(log_eta, surrogate, surrogate.priors, mix)
 
 
@@ -177,8 +174,8 @@ def mask_absent(logits, surrogate):
     """Returns logits with a large negative number for the classes that do not occur."""
     if surrogate.occurs.all():
         return logits
-    low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else _MASKED
-    return ops.where(ops.convert_to_tensor(surrogate.occurs), logits, _like(logits, low))
+    low = -3e4 if keras.backend.standardize_dtype(logits.dtype) == "float16" else MASKED
+    return ops.where(ops.convert_to_tensor(np.array(surrogate.occurs)), logits, _like(logits, low))
 
 
 def _within_reach(logits, surrogate):
@@ -189,7 +186,7 @@ def _within_reach(logits, surrogate):
     """
     logits = ops.clip(logits, -1e30, 1e30)
     if not surrogate.occurs.all():
-        occurs = ops.convert_to_tensor(surrogate.occurs)
+        occurs = ops.convert_to_tensor(np.array(surrogate.occurs))
         logits = ops.where(occurs, logits, _like(logits, -np.inf))
     largest = backends.largest(logits)[..., None]
     # Near 0 the logits stay as they are: a difference is rounded, and of small ones not exact.
@@ -237,7 +234,7 @@ def _stationary(logits, surrogate):
     stationary too, under `Q[g, h]`, the sum of row `g` over the classes of level `h`; and
     `u_k = sum_g U_g P_g[k]`.
     """
-    level_of, shift = surrogate.level_of, surrogate.shift
+    level_of, shift = np.array(surrogate.level_of), surrogate.shift
     num_levels = len(surrogate.levels)
     members = [np.flatnonzero((level_of == g) & surrogate.occurs) for g in range(num_levels)]
     # Members of each level, the first repeated up to one length: for the largest that is enough.
@@ -332,7 +329,8 @@ def _psi(cross_entropy, q):
 
 
 def _like(tensor, values):
-    return ops.convert_to_tensor(values, dtype=tensor.dtype)
+    # A copy: PyTorch warns of arrays that are read-only.
+    return ops.convert_to_tensor(np.array(values), dtype=tensor.dtype)
 
 
 def _log_ratio(tensor, numerator, denominator):

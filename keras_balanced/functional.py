@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from keras_balanced.formula import as_logits, surrogate_loss
 from keras_balanced.surrogates import gca_surrogate, gla_surrogate
+from keras_balanced.validation import check_ignore_class
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
 
     from keras_balanced.validation import ClassMix
@@ -23,7 +26,7 @@ def gla_loss(
     tau: float | None = None,
     target_priors: ClassMix | None = None,
     from_logits: bool = True,
-    ignore_class: int | None = None,
+    ignore_class: int | Sequence[int] | None = None,
     label_smoothing: float = 0.0,
 ) -> Any:
     """Computes the generalized logit-adjusted loss of each example.
@@ -45,7 +48,8 @@ def gla_loss(
         tau: Strength of the logit adjustment. `None` is `1 / (1 - q)`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
-        ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
+        ignore_class: Integer label, in `[0, K)` or outside, or a list of several, whose positions
+            get the loss 0.
         label_smoothing: Float in `[0, 1)`, as in the loss class.
 
     Returns:
@@ -69,9 +73,8 @@ def gla_loss(
         - [Menon et al., 2021](https://arxiv.org/abs/2007.07314) (q = 0)
     """
     surrogate = gla_surrogate(priors, q, tau, target_priors, label_smoothing=label_smoothing)
-    return surrogate_loss(
-        y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignore_class
-    )
+    ignored = check_ignore_class(ignore_class)
+    return surrogate_loss(y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignored)
 
 
 def gca_loss(
@@ -83,7 +86,7 @@ def gca_loss(
     consistent: bool = False,
     target_priors: ClassMix | None = None,
     from_logits: bool = True,
-    ignore_class: int | None = None,
+    ignore_class: int | Sequence[int] | None = None,
     label_smoothing: float = 0.0,
 ) -> Any:
     """Computes the generalized class-aware weighted loss of each example.
@@ -111,7 +114,8 @@ def gca_loss(
             the logits Bayes-consistent at `q = 0`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
-        ignore_class: Integer label, in `[0, K)` or outside, whose positions get the loss 0.
+        ignore_class: Integer label, in `[0, K)` or outside, or a list of several, whose positions
+            get the loss 0.
         label_smoothing: Float in `[0, 1)`, as in the loss class.
 
     Returns:
@@ -136,6 +140,5 @@ def gca_loss(
     surrogate = gca_surrogate(
         priors, q, margins, consistent, target_priors, label_smoothing=label_smoothing
     )
-    return surrogate_loss(
-        y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignore_class
-    )
+    ignored = check_ignore_class(ignore_class)
+    return surrogate_loss(y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignored)

@@ -8,13 +8,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, batches, formula, surrogates, targets, validation
+from keras_balanced import backends, formula, reading, surrogates, targets, validation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike
 
+    from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
 __all__ = ["ClassPrior", "LogitAdjustment"]
@@ -52,8 +53,8 @@ class ClassPrior(keras.layers.Layer):
         multi_label: Whether the labels are `(..., K)` of independent zeros and ones (or `(...)`
             when `K` is 1), and the priors their positive rates, for the binary losses. `call`
             then gives the prior of each zero or one, with `K = 2` in the weight.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), that is not counted. `call`
-            gives it 0.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. `call` gives it 0.
         counts: Counts that come from elsewhere (a database, Beam, Spark), in place of `adapt`:
             `(K,)`, or with `multi_label` `(K, 2)` of zeros and ones.
         **kwargs: `name` and `dtype` of the layer.
@@ -80,7 +81,7 @@ class ClassPrior(keras.layers.Layer):
         smoothing: float = 0.0,
         output_mode: Literal["prior", "log_prior", "weight"] = "prior",
         multi_label: bool = False,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         counts: ArrayLike | None = None,
         **kwargs: Any,
     ):
@@ -110,37 +111,33 @@ class ClassPrior(keras.layers.Layer):
         function or `dataset.map` when it is traced.
 
         Args:
-            data: Labels as an array, tensor or list, or whatever `fit` takes: a `tf.data.Dataset`,
-                `keras.utils.PyDataset`, PyTorch `DataLoader` or generator, whose elements are
-                labels, `(x, labels)` or `(x, labels, weights)`. Labels are integers in `[0, K)`
-                of any shape, or one-hot or soft targets `(..., K)` that sum to 1, in batches; with
-                `multi_label` numbers in `[0, 1]`.
-            sample_weight: Weights of the labels `(...)`, or of fewer leading axes; with batches
-                `True`, to count the weights in them. `None` counts every label once.
-            steps: How many batches to read; needed where `data` has no end.
+            data: Labels as an array, tensor or list, or whatever `fit` takes batches from: a
+                `tf.data.Dataset`, `keras.utils.PyDataset`, PyTorch or grain loader or generator,
+                whose elements are labels, `(x, labels)` or `(x, labels, weights)`. Labels are
+                integers in `[0, K)` of any shape, or one-hot or soft targets `(..., K)` that sum to
+                1, in batches; which of them is decided when all have been seen. With
+                `multi_label` they are numbers in `[0, 1]`.
+            sample_weight: Weights of the labels `(...)`, or of fewer leading axes; `None` counts
+                every label once. With batches the weights are those in them, as in `fit`; `True`
+                refuses batches without weights, and `False` counts every label once.
+            steps: How many batches to read, at most; needed where `data` has no end.
 
         Raises:
-            ValueError: for invalid labels, or no labels at all; the former counts stay.
+            ValueError: for invalid labels, no labels at all, or data without end; the former
+                counts stay.
         """
-        counts = np.zeros_like(self._counts)
-        number, all_vectors = 0, not self.multi_label  # One-hot ones, that look like K labels.
-        for labels, weights in batches.labels_and_weights(data, sample_weight, steps):
-            labels, weights = self._read(labels, weights)
-            counts += self._count(labels, weights)
-            number += 1
-            all_vectors &= labels.shape == (self.num_classes,) and bool(labels.sum() == 1)
-        if number > 1 and all_vectors:
-            raise ValueError(
-                f"Labels must be integers, or (..., {self.num_classes}) targets with a batch "
-                "axis. Received: batches that all look like one one-hot vector; batch them"
-            )
+        counts = self._counted(data, sample_weight, steps, is_whole=True)
         if not counts.any():
             raise ValueError("`adapt` expected at least one label. Received: data with none")
         self._counts = counts
 
-    def update_state(self, labels: Any, sample_weight: Any = None) -> None:
-        """Adds labels to the counts; arguments as in `adapt`."""
-        self._counts = self._counts + self._count(*self._read(labels, sample_weight))
+    def update_state(self, data: Any, sample_weight: Any = None, steps: int | None = None) -> None:
+        """Adds labels to the counts. The arguments are those of `adapt`.
+
+        It does not see the rest of the labels. So it refuses those that can be one-hot targets as
+        well as class ids; ids of shape `(N, 1)` are clear.
+        """
+        self._counts = self._counts + self._counted(data, sample_weight, steps, is_whole=False)
 
     def merge_state(self, layers: ClassPrior | Iterable[ClassPrior]) -> None:
         """Adds the counts of one or several other `ClassPrior` layers, as of other shards."""
@@ -212,7 +209,7 @@ class ClassPrior(keras.layers.Layer):
         outputs = ops.where(valid, outputs, ops.full_like(outputs, np.nan))
         if self.ignore_class is None:
             return outputs
-        ignored = ops.equal(labels, self.ignore_class)
+        ignored = targets.is_ignored(labels, self.ignore_class)
         return ops.where(ignored, ops.zeros_like(outputs), outputs)
 
     def compute_output_spec(self, labels):
@@ -240,25 +237,54 @@ class ClassPrior(keras.layers.Layer):
     def __repr__(self) -> str:
         return validation.describe(self)
 
-    def _read(self, labels, weights):
+    def _counted(self, data, sample_weight, steps, is_whole):
+        """Returns the counts of `data`, which are all the labels or a part of them."""
+        batches = (
+            (x, *self._as_arrays(labels, weights), labels)
+            for x, labels, weights in reading.read_labels(data, sample_weight, steps)
+        )
+        if self.multi_label:
+            return sum(
+                (self._count_labels(labels, weights) for _, labels, weights, _ in batches),
+                start=np.zeros(self._counts_shape),
+            )
+        form = targets.LabelForm(self.num_classes, self.ignore_class)
+        counters = {form.IDS: self._count_ids, form.TARGETS: self._count_targets}
+        counts = {name: np.zeros(self.num_classes) for name in counters}
+
+        def decide():
+            return form.decide(counts[form.IDS][2:].any(), is_whole)
+
+        for x, labels, weights, given in batches:
+            if not labels.size:
+                continue
+            form.add(labels, x, is_sparse=targets.is_sparse(given))
+            for name in filter(form.may_be, counters):
+                try:
+                    counts[name] += counters[name](labels, weights)
+                except ValueError as error:
+                    form.exclude(name, error)
+            if not any(map(form.may_be, counters)):
+                decide()  # Raises.
+        return counts[decide()]
+
+    def _as_arrays(self, labels, weights):
         what = "integer classes, or one-hot or soft targets"
         if self.multi_label:
             what = f"numbers in [0, 1] of shape (..., {self.num_classes})"
-        return targets.as_counted(labels, weights, self.num_classes, what)
-
-    def _count(self, labels, weights):
+        labels, weights = targets.as_counted(labels, weights, self.num_classes, what)
         if weights is not None:
             weights = weights.astype("float64")
             if not (np.isfinite(weights) & (weights >= 0)).all():
                 raise ValueError("`sample_weight` must be finite and not negative")
-        return (self._count_labels if self.multi_label else self._count_classes)(labels, weights)
+        return labels, weights
 
     def _count_labels(self, labels, weights):
         if self.num_classes == 1 and labels.shape[-1:] != (1,):
             labels = labels[..., None]
         weights = targets.match_weights(np.ones(()) if weights is None else weights, labels.shape)
         if self.ignore_class is not None:
-            weights = np.where(labels != self.ignore_class, weights, 0.0)
+            weights = np.where(targets.is_ignored(labels, self.ignore_class), 0.0, weights)
         labels = np.where(weights > 0, labels, 0)
         invalid = labels[~((labels >= 0) & (labels <= 1))]
         if labels.shape[-1:] != (self.num_classes,) or invalid.size:
@@ -270,9 +296,7 @@ class ClassPrior(keras.layers.Layer):
         ones = weights * labels
         return np.stack([weights - ones, ones], -1).reshape(-1, self.num_classes, 2).sum(axis=0)
 
-    def _count_classes(self, labels, weights):
-        if labels.ndim > 1 and labels.shape[-1] == self.num_classes:
-            return self._count_targets(labels, weights)
+    def _count_ids(self, labels, weights):
         if weights is not None:
             weights = targets.match_weights(weights, labels.shape)
             labels, weights = labels[weights > 0], weights[weights > 0]
@@ -285,7 +309,7 @@ class ClassPrior(keras.layers.Layer):
 
     def _count_chunk(self, labels, weights):
         if self.ignore_class is not None:
-            kept = labels != self.ignore_class
+            kept = ~targets.is_ignored(labels, self.ignore_class)
             labels, weights = labels[kept], None if weights is None else weights[kept]
         with np.errstate(invalid="ignore"):  # NaN
             classes = labels.astype("int64", copy=False)
@@ -305,11 +329,6 @@ class ClassPrior(keras.layers.Layer):
         return np.bincount(classes, weights, minlength=self.num_classes)
 
     def _count_targets(self, labels, weights):
-        if self.ignore_class is not None:
-            raise ValueError(
-                "`ignore_class` needs integer labels. Received: labels of shape "
-                f"{labels.shape}, read as one-hot or soft targets"
-            )
         if weights is not None:
             weights = targets.match_weights(weights, labels.shape[:-1])
             labels, weights = labels[weights > 0], weights[weights > 0]
@@ -317,7 +336,8 @@ class ClassPrior(keras.layers.Layer):
             raise ValueError(
                 f"Labels of shape (..., {self.num_classes}) are read as one-hot or soft targets, "
                 "whose last axis must be non-negative and sum to 1. Flatten them if they are "
-                f"integer classes. Received: labels of shape {labels.shape}"
+                "integer classes; `multi_label=True` is for independent labels. "
+                f"Received: labels of shape {labels.shape}"
             )
         labels = labels.astype("float64")
         if weights is not None:
@@ -404,7 +424,7 @@ class LogitAdjustment(keras.layers.Layer):
             return logits
         if not keras.backend.is_float_dtype(logits.dtype):
             logits = ops.cast(logits, self.compute_dtype)
-        adjusted = logits - ops.convert_to_tensor(shift, dtype=logits.dtype)
+        adjusted = logits - ops.convert_to_tensor(np.array(shift), dtype=logits.dtype)
         return formula.mask_absent(adjusted, self.surrogate)
 
     def compute_output_shape(self, input_shape):
@@ -421,3 +441,18 @@ class LogitAdjustment(keras.layers.Layer):
 
     def __repr__(self) -> str:
         return validation.describe(self)
+
+
+def refuse_adjusted_twice(
+    model: keras.Model, loss: BalancedLoss, output_name: str | None = None
+) -> None:
+    """Raises if a model ends in a `LogitAdjustment`, and its loss takes the logits for others."""
+    layer, shift = backends.layer_at_end(model, output_name), loss.surrogate.shift
+    if not isinstance(layer, LogitAdjustment) or np.ptp(layer.surrogate.shift) == 0:
+        return
+    if np.ptp(shift[loss.surrogate.occurs]) < 1e-9:
+        raise ValueError(
+            "`loss` must be that of the adjusted logits where the model ends in a "
+            "`LogitAdjustment`, such as `GLALoss(priors)` with its default `tau`; otherwise they "
+            f"are adjusted twice. Received: the layer {layer.name!r} and {loss!r}"
+        )

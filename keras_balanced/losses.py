@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -13,6 +14,8 @@ from keras_balanced import backends, formula, surrogates, targets, validation
 from keras_balanced.surrogates import Surrogate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
 
     from keras_balanced.validation import ClassMix
@@ -31,7 +34,9 @@ class BalancedLoss(keras.losses.Loss):
     (what is done to the predictions first) or `call`. Masks, sample weights, `ignore_class`,
     probabilities, reductions and `posterior` come with it. A subclass needs no `get_config` if its
     `__init__` keeps each of its own arguments in an attribute of the same name, and hands
-    `**kwargs` on.
+    `**kwargs` on. What a Keras object was in it, such as a `ClassPrior` for a loss that needs
+    counts, is one again in a loaded loss. Two losses are equal if they are of one class and all of
+    their arguments are equal.
 
     Formula:
 
@@ -46,8 +51,8 @@ class BalancedLoss(keras.losses.Loss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -79,7 +84,7 @@ class BalancedLoss(keras.losses.Loss):
         self,
         surrogate: Surrogate,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "balanced_loss",
         dtype: str | None = None,
@@ -91,8 +96,6 @@ class BalancedLoss(keras.losses.Loss):
                 "above 256. Models under mixed precision need no setting here. "
                 f"Received: dtype={self.dtype}"
             )
-        if isinstance(surrogate, dict):  # Out of a config.
-            surrogate = Surrogate(**surrogate)
         if not isinstance(surrogate, Surrogate):
             raise ValueError(
                 "`surrogate` must be a `Surrogate`. "
@@ -127,7 +130,8 @@ class BalancedLoss(keras.losses.Loss):
             # A copy: on PyTorch Keras multiplies a mask into it in place.
             sample_weight = ops.copy(targets.match_weights(sample_weight, shape))
             counted = counted * sample_weight
-        return super().__call__(targets.blank_labels(y_true, counted), y_pred, sample_weight)
+        y_true = targets.blank_labels(y_true, counted, self.surrogate.occurs, self.ignore_class)
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def logits(self, y_pred: Any) -> Any:
         """Returns the predictions as the logits `(..., K)` of the formula."""
@@ -139,8 +143,8 @@ class BalancedLoss(keras.losses.Loss):
         if self.ignore_class is None:
             return losses
         y_true = targets.as_tensor("y_true", y_true)
-        kept = ops.reshape(ops.not_equal(y_true, self.ignore_class), ops.shape(losses))
-        return backends.set_mask(losses, kept)
+        kept = ops.logical_not(targets.is_ignored(y_true, self.ignore_class))
+        return backends.set_mask(losses, ops.reshape(kept, ops.shape(losses)))
 
     def log_posterior(self, logits: Any, *, priors: ClassMix | None = None) -> Any:
         """Returns the natural logarithm of what `posterior` gives.
@@ -225,6 +229,19 @@ class BalancedLoss(keras.losses.Loss):
         ]
         return {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BalancedLoss:
+        """Returns the loss of a config, of which `get_config` serialised the Keras objects."""
+        return cls(**{name: _restored(value) for name, value in config.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BalancedLoss):
+            return NotImplemented
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.surrogate))
+
     def __repr__(self) -> str:
         return validation.describe(self)
 
@@ -261,7 +278,16 @@ class _Posterior(keras.layers.Layer):
 
 
 def _plain(value):
-    return value.get_config() if isinstance(value, Surrogate) else validation.plain(value)
+    """Returns an argument as JSON keeps it."""
+    if hasattr(value, "get_config"):
+        return keras.saving.serialize_keras_object(value)
+    return validation.plain(value)
+
+
+def _restored(value):
+    """Returns an argument as it was before `_plain`."""
+    is_object = isinstance(value, dict) and "class_name" in value
+    return keras.saving.deserialize_keras_object(value) if is_object else value
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -303,8 +329,8 @@ class GLALoss(BalancedLoss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -345,7 +371,7 @@ class GLALoss(BalancedLoss):
         tau: float | None = None,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gla_loss",
         dtype: str | None = None,
@@ -401,8 +427,8 @@ class GCALoss(BalancedLoss):
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
             seen.
-        ignore_class: Integer label, in `[0, K)` or outside (255, -1), whose positions take no part
-            in value, gradient or denominator. For integer `y_true` only.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, whose
+            positions take no part in value, gradient or denominator. For integer `y_true` only.
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -446,7 +472,7 @@ class GCALoss(BalancedLoss):
         consistent: bool = False,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gca_loss",
         dtype: str | None = None,
@@ -490,8 +516,8 @@ class BinaryGLALoss(GLALoss):
             balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GLALoss`.
-        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
-            denominator: labels that are not known.
+        ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
+            in value, gradient or denominator: labels that are not known.
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -525,7 +551,7 @@ class BinaryGLALoss(GLALoss):
         tau: float | None = None,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gla_loss",
         dtype: str | None = None,
@@ -575,8 +601,8 @@ class BinaryGCALoss(GCALoss):
             balanced accuracy.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GCALoss`.
-        ignore_class: Integer label (-1, 255), whose positions take no part in value, gradient or
-            denominator: labels that are not known.
+        ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
+            in value, gradient or denominator: labels that are not known.
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -611,7 +637,7 @@ class BinaryGCALoss(GCALoss):
         consistent: bool = False,
         target_priors: ClassMix | None = None,
         from_logits: bool = True,
-        ignore_class: int | None = None,
+        ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gca_loss",
         dtype: str | None = None,
@@ -630,3 +656,7 @@ class BinaryGCALoss(GCALoss):
             dtype,
             label_smoothing,
         )
+
+
+# By the names under which searches know them, as in `surrogates.FAMILIES`.
+LOSSES: dict[str, Callable[..., BalancedLoss]] = {"gla": GLALoss, "gca": GCALoss}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_balanced import targets, validation
+from keras_balanced.surrogates import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -248,8 +249,8 @@ def accuracy_against_q(table: Sequence[Mapping[str, Any]], ax: Axes | None = Non
     """Draws the balanced accuracy against q, a curve for each loss, with standard errors.
 
     Args:
-        table: Dicts of `loss`, `q`, `tau`, `margins` and `balanced_accuracy`, in `[0, 1]`, and
-            optionally `standard_error`, as in the table of `tuning.search_last_layer`.
+        table: Dicts of `loss`, `q`, where the loss has it `tau` or `margins`, `balanced_accuracy`,
+            in `[0, 1]`, and optionally `standard_error`, as `examples/tune_q.py` makes them.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
     Returns:
@@ -260,7 +261,7 @@ def accuracy_against_q(table: Sequence[Mapping[str, Any]], ax: Axes | None = Non
 
     Example:
 
-    >>> row = {"loss": "gla", "tau": "1", "margins": None, "standard_error": 0.02}
+    >>> row = {"loss": "gla", "tau": "1", "standard_error": 0.02}
     >>> points = [(0.0, 0.7), (0.5, 0.8)]
     >>> ax = accuracy_against_q([{**row, "q": q, "balanced_accuracy": b} for q, b in points])
     >>> print(ax.get_legend().get_texts()[0].get_text())
@@ -269,7 +270,8 @@ def accuracy_against_q(table: Sequence[Mapping[str, Any]], ax: Axes | None = Non
     ax = _axes(ax)
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(table, key=lambda row: row["q"]):
-        options = [f"{name} {row[name]}" for name in ("tau", "margins") if row[name]]
+        names = [family.option for family in FAMILIES.values()]
+        options = [f"{name} {row[name]}" for name in names if row.get(name)]
         curves.setdefault(", ".join([row["loss"], *options]), []).append(row)
     for name, rows in sorted(curves.items()):
         q, scores = ([row[key] for row in rows] for key in ("q", "balanced_accuracy"))

@@ -1,12 +1,13 @@
 """The table of losses as data: each is a choice of shift, margins, weights and q.
 
-NumPy only: `formula` computes with it.
+NumPy, and of Keras the register of classes: `formula` computes with it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_balanced import validation
@@ -16,9 +17,25 @@ if TYPE_CHECKING:
 
     from keras_balanced.validation import ClassMix
 
-__all__ = ["Surrogate", "gca_surrogate", "gla_surrogate"]
+__all__ = ["FAMILIES", "Family", "Surrogate", "gca_surrogate", "gla_surrogate"]
 
 
+class Family(NamedTuple):
+    """What a search can vary in a family of losses beside `q`: one of its arguments."""
+
+    option: str  # The name of the argument.
+    values: tuple[Any, ...]  # What a search tries unless it is told.
+    none: str  # What `None` stands for, in words.
+
+
+# By the names under which searches know them; the classes are in `losses.LOSSES`.
+FAMILIES = {
+    "gla": Family("tau", (None, 1.0), none="1/(1-q)"),
+    "gca": Family("margins", ("cube_root", None), none="equal"),
+}
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
 class Surrogate:
     """Holds the constants of a loss: one row of the table of losses.
 
@@ -30,9 +47,9 @@ class Surrogate:
     ```
 
     Give one to `BalancedLoss` for a loss of your own. The attributes, named as the arguments, are
-    float64 arrays `(K,)`; with `binary` they are `(2,)` for one rate and `(L, 2)` for `L` rates,
-    label 0 before label 1. A class with 0 in both mixes never occurs: what the formula says of it
-    is without effect, but for its shift.
+    read-only float64 arrays `(K,)`; with `binary` they are `(2,)` for one rate and `(L, 2)` for `L`
+    rates, label 0 before label 1. Two are equal if all of their arguments are. A class with 0 in
+    both mixes never occurs: what the formula says of it is without effect, except for its shift.
 
     Args:
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
@@ -91,6 +108,9 @@ class Surrogate:
         # same to the posterior of each class in the target mix, and so keeps their order.
         mix = self.occurs / self.target_to_prior
         self.smoothing_mass = self.label_smoothing * mix / mix.sum(axis=-1, keepdims=True)
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                setattr(self, name, _read_only(value))
 
     @property
     def num_labels(self) -> int | None:
@@ -121,8 +141,28 @@ class Surrogate:
         numbers = {"q": self.q, "label_smoothing": self.label_smoothing}
         return {**arrays, **numbers, "binary": self.binary}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Surrogate:
+        """Returns the `Surrogate` of a config."""
+        return cls(**config)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Surrogate):
+            return NotImplemented
+        return self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash((self.q, *self.priors.ravel().tolist()))
+
     def __repr__(self) -> str:
         return validation.describe(self)
+
+
+def _read_only(array):
+    """Returns a copy, since the array may be the caller's."""
+    array = array.copy()
+    array.setflags(write=False)
+    return array
 
 
 def gla_surrogate(

@@ -1,5 +1,10 @@
 """What labels, weights and predictions may look like: their forms, shapes and kinds."""
 
+from __future__ import annotations
+
+import functools
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -73,8 +78,8 @@ def as_counted(labels, weights, num_classes, what):
     """
     if hasattr(labels, "columns") and labels.shape[1] not in (1, num_classes):
         raise ValueError(
-            "`adapt` counts the labels of one output. Received: a DataFrame with "
-            f"{labels.shape[1]} columns; pass those of one, as in `adapt(frame[...])`"
+            "`data` must have the labels of one output. Received: a DataFrame with "
+            f"{labels.shape[1]} columns; pass those of one, as in `adapt(frame['label'])`"
         )
     if isinstance(weights, list):
         weights = as_numpy("`sample_weight`", weights)
@@ -82,17 +87,22 @@ def as_counted(labels, weights, num_classes, what):
         labels, weights = _stored(labels, weights, num_classes)
     elif isinstance(labels, np.ma.MaskedArray) and np.ma.is_masked(labels):
         kept = ~np.ma.getmaskarray(labels)
+        of_rows = labels.ndim > 1 and labels.shape[-1] == num_classes
+        if of_rows and (kept == kept[..., :1]).all():
+            kept = kept[..., 0]
         if weights is not None:
-            weights = match_weights(as_numpy("`sample_weight`", weights), labels.shape)[kept]
+            weights = match_weights(as_numpy("`sample_weight`", weights), kept.shape)[kept]
         labels = labels.data[kept]
+        labels = labels[:, None] if labels.ndim == 1 else labels
     elif isinstance(labels, list) and len(rows := _even_parts(labels)) != 1:
         if weights is not None:
             raise ValueError(
                 "`sample_weight` needs labels in an array. Received: lists of unequal lengths"
             )
-        is_one_hot = any(row.ndim > 1 and row.shape[-1] == num_classes for row in rows)
-        shape = (-1, num_classes) if is_one_hot else (-1,)
-        labels = np.concatenate([row.reshape(shape) for row in rows if row.size])
+        rows = [row for row in rows if row.size] or [np.zeros((0, 1), "int64")]
+        is_one_hot = all(row.ndim > 1 and row.shape[-1] == num_classes for row in rows)
+        shape = (-1, num_classes if is_one_hot else 1)
+        labels = np.concatenate([row.reshape(shape) for row in rows])
     weights = None if weights is None else as_numpy("`sample_weight`", weights)
     return as_numpy("Labels", labels, what), weights
 
@@ -107,10 +117,11 @@ def _even_parts(values):
 
 def _stored(labels, weights, num_classes):
     """Returns the values of ragged or sparse labels, and the weights of each."""
-    is_ragged = hasattr(labels, "flat_values")
+    is_ragged = not is_sparse(labels)
     if not is_ragged and len(labels.shape) > 1 and labels.shape[-1] in (1, num_classes):
         return backends.dense(labels), weights
     values = backends.stored_values(labels)
+    values = values[:, None] if len(values.shape) == 1 else values  # Ids, whatever their number.
     if weights is None:
         return values, None
     rows = backends.rows_of_values(labels)
@@ -125,6 +136,108 @@ def _stored(labels, weights, num_classes):
             f"a {type(weights).__name__} for a {type(labels).__name__}"
         )
     return values, as_numpy("`sample_weight`", weights)[ops.convert_to_numpy(rows)]
+
+
+def is_sparse(values):
+    """Returns whether `values` is a sparse tensor of any library."""
+    return backends.is_ragged_or_sparse(values) and not hasattr(values, "flat_values")
+
+
+class LabelForm:
+    """Finds out whether the labels of a stream are class ids or targets `(..., K)`.
+
+    One batch does not tell: `[[0, 1], [1, 0]]` are two one-hot targets, or two sequences of two
+    steps. So both remain possible until the whole stream has been seen:
+
+    * Targets are all of shape `(..., K)`, not negative, and sum to 1 over that axis.
+    * Class ids are integers in `[0, K)`, of any shape. Where all are of shape `(..., K)`, and can
+      not be targets, they must be more than zeros and ones: these may be `K` independent labels.
+    * What can be both are targets, with a batch axis and without `ignore_class`, which says ids.
+      Vectors `(K,)` are ids where `K` is 2, a pair of labels, and else they are refused.
+    """
+
+    IDS, TARGETS = "class ids", "targets"
+
+    def __init__(self, num_classes: int, ignore_class: int | None):
+        self.num_classes = num_classes
+        self.ignore_class = ignore_class
+        # Why the labels are not class ids, or not targets: the first reason that was found.
+        self.reasons: dict[str, ValueError] = {}
+        # How many batches there are; are `(..., K)` with a batch axis; are vectors `(K,)`; hold
+        # floats; and are vectors of a single example, as the number of inputs says.
+        self.batches = self.matrices = self.vectors = self.floats = self.single = 0
+
+    def add(self, labels: np.ndarray, x: Any = None, is_sparse: bool = False) -> None:
+        """Takes note of the next labels, whose inputs are `x`."""
+        self.batches += 1
+        self.floats += labels.dtype.kind == "f"
+        if labels.shape[-1:] != (self.num_classes,):
+            self.exclude(self.TARGETS, ValueError(f"Received: labels of shape {labels.shape}"))
+        elif labels.ndim == 1:
+            self.vectors += 1
+            shapes = [leaf.shape for leaf in keras.tree.flatten(x) if hasattr(leaf, "shape")]
+            self.single += any(tuple(shape[:1]) != labels.shape for shape in shapes)
+        else:
+            self.matrices += 1
+            if is_sparse:
+                self.exclude(self.IDS, ValueError("their zeros may be padding"))
+
+    def exclude(self, form: str, reason: ValueError) -> None:
+        """Says why the labels do not have a form."""
+        self.reasons.setdefault(form, reason)
+
+    def may_be(self, form: str) -> bool:
+        """Returns whether the labels seen so far can have a form."""
+        return form not in self.reasons
+
+    def decide(self, has_high_ids: bool, is_whole: bool) -> str:
+        """Returns the form of the labels, or raises.
+
+        `has_high_ids` says whether some are above 1, read as ids. With `is_whole` these are all
+        labels of the stream; else what can have both forms is refused.
+        """
+        can_be_ids, says_ids = self.may_be(self.IDS), self.ignore_class is not None
+        if not self.may_be(self.TARGETS):
+            is_clear = has_high_ids or says_ids or self.num_classes == 2
+            if can_be_ids and (is_clear or self.matrices < self.batches):
+                return self.IDS
+            raise self._why_neither()
+        if can_be_ids and self.batches and not is_whole and not says_ids:
+            raise ValueError(
+                f"These labels of {self.num_classes} classes can be class ids as well as one-hot "
+                "targets. Pass ids as `(N, 1)`, as in `labels.reshape(-1, 1)`, and the ids "
+                "`labels.argmax(-1)[..., None]` of one-hot targets; or pass all labels to `adapt`, "
+                "which tells by the rest of them. Received: all labels so far are 0 and 1, one 1 "
+                "in each row"
+            )
+        if self.vectors == self.batches:
+            return self._form_of_vectors()
+        if not says_ids:
+            return self.TARGETS
+        if can_be_ids and self.num_classes == 2 and not self.floats:
+            return self.IDS
+        raise ValueError(
+            "`ignore_class` needs integer labels. Received: labels of shape "
+            f"(..., {self.num_classes}), which are one-hot or soft targets"
+        )
+
+    def _form_of_vectors(self):
+        is_pair = self.num_classes == 2 and not self.floats and not self.single
+        if self.batches <= 1 or self.ignore_class is not None or is_pair:
+            if not self.may_be(self.IDS):
+                raise self.reasons[self.IDS]
+            return self.IDS
+        raise ValueError(
+            f"Labels must be integers, or (..., {self.num_classes}) targets with a batch axis. "
+            "Received: batches that all look like one one-hot vector; batch them, or pass class "
+            "ids as `(N, 1)`"
+        )
+
+    def _why_neither(self):
+        ids, targets = self.reasons.get(self.IDS), self.reasons[self.TARGETS]
+        if self.matrices < self.batches:
+            return ids
+        return targets if ids is None else ValueError(f"{targets}. As class ids: {ids}")
 
 
 def class_ids(name, labels, num_classes=None):
@@ -161,16 +274,58 @@ def shape_of_losses(y_pred, binary):
     return shape[:-1] if one_label or not binary else shape
 
 
-def blank_labels(y_true, weights):
-    """Returns labels with 0 where their weight is 0: such a label may be anything."""
+def is_ignored(labels, ignore_class):
+    """Returns whether each label is to be ignored: is `ignore_class`, or one of several."""
+    ids = ignore_class if isinstance(ignore_class, list) else [ignore_class]
+    if isinstance(labels, np.ndarray):
+        return functools.reduce(np.logical_or, (labels == i for i in ids))
+    labels = signed(labels)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if not keras.backend.is_float_dtype(dtype):  # No label is what its dtype cannot hold.
+        ids = [i for i in ids if np.iinfo(dtype).min <= i <= np.iinfo(dtype).max]
+    none = ops.zeros_like(labels, dtype="bool")
+    return functools.reduce(ops.logical_or, (ops.equal(labels, i) for i in ids), none)
+
+
+def refuse_ignored(y_true, ignore_class, what=""):
+    """Raises for targets `(..., K)`, which have no class ids that could be ignored."""
+    if ignore_class is not None:
+        raise ValueError(
+            "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
+            f"{tuple(y_true.shape)} and ignore_class={ignore_class}{what}"
+        )
+
+
+def stand_in(occurs, ignore_class=None):
+    """Returns the class that stands in for a label that does not count.
+
+    One that occurs and is not ignored: the label goes through all that is done with the others.
+    `occurs` is `(K,)`, or of binary labels `(2,)` or `(L, 2)`, which all occur.
+    """
+    ids = np.flatnonzero(np.atleast_2d(occurs)[0])
+    if ignore_class is not None:
+        counted = ids[~is_ignored(ids, ignore_class)]
+        ids = counted if counted.size else ids
+    return int(ids[0])
+
+
+def blank_labels(y_true, weights, occurs=(True,), ignore_class=None):
+    """Returns targets with another label where their weight is 0: such a label may be anything.
+
+    One to ignore stays. One-hot and soft targets become 0 for every class.
+    """
     rank = len(weights.shape)
-    if len(y_true.shape) == rank + 1 and y_true.shape[-1] == 1:
+    while len(y_true.shape) > rank and y_true.shape[-1] == 1:
         y_true = ops.squeeze(y_true, axis=-1)
     if not _fits(y_true.shape[:rank], weights.shape):
         return y_true  # For others to refuse.
-    if len(y_true.shape) == rank + 1:  # One-hot or soft targets.
-        weights = weights[..., None]
-    return ops.where(ops.equal(weights, 0), ops.zeros_like(y_true), y_true)
+    excluded = ops.equal(weights, 0)
+    if len(y_true.shape) > rank:
+        return ops.where(excluded[..., None], ops.zeros_like(y_true), y_true)
+    if ignore_class is not None:
+        excluded = ops.logical_and(excluded, ops.logical_not(is_ignored(y_true, ignore_class)))
+    label = stand_in(occurs, ignore_class)
+    return ops.where(excluded, ops.full_like(y_true, label), y_true)
 
 
 def match_weights(weights, shape):
@@ -229,21 +384,22 @@ def match_shapes(y_true, logits, num_classes, **words):
 def match_binary(y_true, logits, num_labels=None):
     """Returns labels and logits of one shape: `(...)`, or `(..., L)` for `num_labels`."""
     shapes = tuple(y_true.shape), tuple(logits.shape)
+    true_shape = shapes[0]
     if num_labels is None:
-        y_true, logits = (
-            ops.squeeze(x, axis=-1) if len(x.shape) > 1 and x.shape[-1] == 1 else x
-            for x in (y_true, logits)
-        )
+        if len(logits.shape) > 1 and logits.shape[-1] == 1:
+            logits = ops.squeeze(logits, axis=-1)
+        while len(true_shape) > len(logits.shape) and true_shape[-1] in (1, None):
+            true_shape = true_shape[:-1]
         expected = tuple(logits.shape)
     else:
         expected = (*logits.shape[:-1], num_labels)
-    if not (_fits(y_true.shape, expected) and _fits(logits.shape, expected)):
+    if not (_fits(true_shape, expected) and _fits(logits.shape, expected)):
         raise ValueError(
             "`y_true` and `y_pred` must both be `(...)` or `(..., 1)` for one positive rate, and "
             f"`(..., L)` for a vector of `L`. Received: y_true.shape={shapes[0]}, "
             f"y_pred.shape={shapes[1]} and {num_labels or 1} rates"
         )
-    if None in y_true.shape:
+    if None in shapes[0] or true_shape != shapes[0]:
         y_true = ops.reshape(y_true, ops.shape(logits))
     return y_true, logits
 
@@ -262,7 +418,7 @@ def valid_ids(labels, num_classes, occurs=None):
     # Not so what is out of range, not whole, NaN or of more than 32 bits.
     valid = ops.equal(ops.cast(ids, labels.dtype), labels)
     if occurs is not None and not occurs.all():
-        valid = ops.logical_and(valid, ops.take(occurs, ids))
+        valid = ops.logical_and(valid, ops.take(np.array(occurs), ids))
     return ids, valid
 
 

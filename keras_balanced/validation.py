@@ -131,7 +131,11 @@ def check_positive_vector(name, values, length=None, zeros=False):
             f"`{name}` must have at least 2 classes (for one logit per example there are the "
             f"binary losses). Received: {name}={show(values)}"
         )
-    zeros = zeros and np.count_nonzero(vector) >= 2
+    if zeros and np.count_nonzero(vector) == 1 and (vector >= 0).all():
+        raise ValueError(
+            f"`{name}` must be positive for at least 2 classes. Received: {name}={values!r}, of "
+            f"which only the class {np.flatnonzero(vector)[0]} occurs"
+        )
     bad = np.flatnonzero(~(np.isfinite(vector) & ((vector >= 0) if zeros else (vector > 0))))
     if bad.size:
         message = (
@@ -308,8 +312,21 @@ def check_class_names(names, num_classes, binary=False):
 
 
 def check_ignore_class(value):
-    """Returns `ignore_class`, an integer or `None`."""
-    return None if value is None else check_integer("ignore_class", value)
+    """Returns `ignore_class` as JSON keeps it: an integer, a list of several, or `None`."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    several = isinstance(value, (list, tuple, set, frozenset, range))
+    ids = list(value) if several else [] if value is None else [value]
+    try:
+        ids = [check_integer("ignore_class", i) for i in ids]
+    except ValueError:
+        ids = []
+    if value is not None and not ids:
+        raise ValueError(
+            "`ignore_class` must be an integer, or a list of one or more. Received: "
+            f"ignore_class={show(value)}"
+        )
+    return ids if several else ids[0] if ids else None
 
 
 def plain(value, binary=False):

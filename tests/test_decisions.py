@@ -90,12 +90,12 @@ def logits(rng, *shape, scale=2.0):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", LOSSES)
 def test_decides_as_the_formulas(name, rule, rng):
-    loss, z = LOSSES[name], logits(rng, 1000, 3)
+    loss, z = LOSSES[name], logits(rng, 500, 3)
     expected = expected_scores(loss, z, **RULES[rule])
     decision = Decision(loss, **RULES[rule])
     found = decision(z)
     assert type(found) is np.ndarray
-    assert (found.dtype, found.shape) == (np.dtype("int32"), (1000,))
+    assert (found.dtype, found.shape) == (np.dtype("int32"), (500,))
     assert_decided(found, expected)
     np.testing.assert_allclose(decision.scores(z), expected, rtol=1e-4, atol=1e-4)
     assert len(set(found.tolist())) > 1
@@ -109,7 +109,7 @@ def test_where_margins_are_equal_a_shift_of_the_logits_decides(name, rng, monkey
     def never(*args):
         raise AssertionError("the posterior was computed")
 
-    loss, z = LOSSES[name], logits(rng, 200, 3)
+    loss, z = LOSSES[name], logits(rng, 500, 3)
     monkeypatch.setattr(formula, "log_posterior", never)
     for rule in RULES:
         decision = Decision(loss, **RULES[rule])
@@ -151,7 +151,7 @@ def expected_of_labels(losses, z, rule):
 @pytest.mark.parametrize("rule", BINARY_RULES)
 @pytest.mark.parametrize("name", BINARY)
 def test_one_logit_and_labels(name, rule, rng):
-    z, rates = logits(rng, 600, 2, scale=3.0), [0.1, 0.3]
+    z, rates = logits(rng, 500, 2, scale=3.0), [0.1, 0.3]
     expected = expected_of_labels([BINARY[name](rate) for rate in rates], z, BINARY_RULES[rule])
     decision = Decision(BINARY[name](rates), **BINARY_RULES[rule])
     found = decision(z)
@@ -163,11 +163,11 @@ def test_one_logit_and_labels(name, rule, rng):
 
     decision = Decision(BINARY[name](0.1), **BINARY_RULES[rule])
     for one in (z[:, 0], z[:, :1]):
-        assert decision(one).shape == (600,)
+        assert decision(one).shape == (500,)
         assert_decided(decision(one), expected[:, 0])
-        assert decision.scores(one).shape == (600, 2)
-    table = z[:, 0].reshape(30, 20)
-    np.testing.assert_array_equal(decision(table), decision(z[:, 0]).reshape(30, 20))
+        assert decision.scores(one).shape == (500, 2)
+    table = z[:, 0].reshape(25, 20)
+    np.testing.assert_array_equal(decision(table), decision(z[:, 0]).reshape(25, 20))
 
 
 def test_a_threshold_for_each_label_and_for_two_classes(rng):
@@ -202,7 +202,7 @@ def test_any_rank(rng):
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
 def test_any_dtype(dtype, rng):
-    z = (4 * rng.normal(size=(200, 3))).astype(dtype)
+    z = (4 * rng.normal(size=(500, 3))).astype(dtype)
     for rule in RULES.values():
         decision = Decision(LOSSES["gla_tau"], **rule)
         np.testing.assert_array_equal(decision(z), decision(z.astype("float32")))
@@ -256,14 +256,16 @@ def test_tiny_probabilities_decide(rng):
     assert set(decision(z).tolist()) == {0, 1}
 
 
-MASKS = [-1e9, -6e4, float(np.finfo("float32").min)]
+MASKS = [-np.inf, -1e9, -1e6, float(np.finfo("float32").min)]
 
 
 @pytest.mark.parametrize("low", MASKS)
-@pytest.mark.parametrize("name", ["gla", "gla_tau", "weighted", "gla_smoothed"])
+@pytest.mark.parametrize(
+    "name", ["gla", "gla_tau", "weighted", "gla_smoothed", "gca", "gca_q", "gca_smoothed"]
+)
 def test_masked_classes_never_win(name, low, rng):
     """Not where the costs make them the best compromise, nor for a mix of only them."""
-    loss, z = LOSSES[name], logits(rng, 300, 3)
+    loss, z = LOSSES[name], logits(rng, 500, 3)
     z[:, 1] = low
     compromise = np.array([[0, 1, 50], [9, 0, 9], [50, 1, 0]])
     for rule in (
@@ -281,7 +283,7 @@ def test_masked_classes_never_win(name, low, rng):
 @pytest.mark.parametrize("make", [GLALoss, GCALoss])
 def test_absent_classes_never_win(make, rng):
     """The others are decided as by a loss that does not know it."""
-    z = logits(rng, 300, 4)
+    z = logits(rng, 500, 4)
     z[:, 2] += 20
     occurs = [0, 1, 3]
     wide = make([7, 2.5, 0, 0.5], target_priors=[1, 1, 0, 2])
@@ -393,7 +395,7 @@ def test_arguments_in_other_forms(rng):
 
 
 def test_probabilities_as_predictions(rng):
-    z = logits(rng, 200, 3)
+    z = logits(rng, 500, 3)
     p = np.exp(oracle.log_softmax(z.astype("float64"))).astype("float32")
     for rule in RULES.values():
         ours = Decision(GCALoss(PRIORS, from_logits=False), **rule)
@@ -458,7 +460,7 @@ class OnlyLogits(BalancedLoss):
         super().__init__(Surrogate(PRIORS), **kwargs)
 
     def logits(self, y_pred):
-        return super().logits(y_pred) * np.array([1, 2, 3], "float32")
+        return super().logits(y_pred) * ops.convert_to_tensor([1.0, 2.0, 3.0])
 
 
 def test_losses_of_ones_own(rng):
@@ -466,7 +468,7 @@ def test_losses_of_ones_own(rng):
         message = f"override `log_posterior` too.*a {type(loss).__name__}$"
         with pytest.raises(ValueError, match=message):
             Decision(loss)
-    z = logits(rng, 200, 3)
+    z = logits(rng, 500, 3)
     plain = BalancedLoss(Surrogate(PRIORS))
     scaled = z * np.array([1, 2, 3], "float32")
     for rule in RULES.values():

@@ -14,6 +14,7 @@ if keras.backend.backend() != "jax":
     pytest.skip("runs with KERAS_BACKEND=jax", allow_module_level=True)
 
 import accuracy
+import backups
 import device_loop
 import fit_speed
 import jax
@@ -57,13 +58,13 @@ class CutOffError(Exception):
 
 
 def test_a_training_that_was_cut_off_goes_on_the_same(tmp_path, rng, monkeypatch, capsys):
-    monkeypatch.setattr(device_loop, "SECONDS_BETWEEN_BACKUPS", 0)
+    monkeypatch.setattr(backups, "SECONDS_BETWEEN_BACKUPS", 0)
     x, y = rng.integers(0, 256, (12, 8, 8, 1), "uint8"), np.repeat([0, 1], COUNTS)
     phases = (GLALoss(COUNTS), range(4)), (GLALoss(COUNTS, q=0.3), range(4, 6))
 
     def train(path, cut_off=None):
         model, optimizer = build()
-        backup = device_loop.Backup(path, "a training", model, optimizer)
+        backup = backups.Backup("a training", model, optimizer, 6, len(y), path)
         seen = []
 
         def rate(epoch):
@@ -74,7 +75,7 @@ def test_a_training_that_was_cut_off_goes_on_the_same(tmp_path, rng, monkeypatch
 
         for loss, epochs in phases:
             device_loop.Loop(model, optimizer, loss, (x, y), 5, augment=True).run(
-                epochs, rate, backup
+                backup.left(epochs), rate, backup
             )
         return seen, [weight.numpy() for weight in model.weights], backup
 
@@ -90,22 +91,8 @@ def test_a_training_that_was_cut_off_goes_on_the_same(tmp_path, rng, monkeypatch
     assert backup.seconds() > time.perf_counter() - before
     for a, b in zip(wanted, found, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert "a training: 6 epochs in" in capsys.readouterr().out
+    assert "a training: 6 of 6 epochs" in capsys.readouterr().out
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_backup_is_not_written_at_once_nor_read_when_cut_short(tmp_path, monkeypatch):
-    model, optimizer = build()
-    path = tmp_path / "backups" / "some.npz"
-    device_loop.Backup(path, "a training", model, optimizer).save_if_due(3)
-    assert not path.parent.exists()
-    monkeypatch.setattr(device_loop, "SECONDS_BETWEEN_BACKUPS", 0)
-    device_loop.Backup(path, "a training", model, optimizer).save_if_due(3)
-    assert device_loop.Backup(path, "a training", model, optimizer).epoch == 3
-    whole = path.read_bytes()
-    for size in (0, 10, len(whole) // 2):
-        path.write_bytes(whole[:size])
-        assert device_loop.Backup(path, "a training", model, optimizer).epoch == 0
 
 
 def test_no_training_goes_on_from_another(tmp_path, monkeypatch):
@@ -187,14 +174,14 @@ def images(tmp_path, rng):
 # Every process, a worker too, runs it.
 EAGER_BACKUPS = """
 import os, time
-import device_loop
-device_loop.SECONDS_BETWEEN_BACKUPS = 0
-save = device_loop.Backup.save_if_due
+import backups
+backups.SECONDS_BETWEEN_BACKUPS = 0
+save = backups.Backup.save_if_due
 def save_and_wait(backup, epoch):
     save(backup, epoch)
     if str(epoch) == os.environ.get("WAIT_AFTER"):
         time.sleep(3600)
-device_loop.Backup.save_if_due = save_and_wait
+backups.Backup.save_if_due = save_and_wait
 import accuracy
 if __name__ == "__main__":
     accuracy.main()
@@ -211,7 +198,7 @@ def test_a_kill_ends_the_workers_and_loses_no_training(tmp_path, images):
     # In the second phase.
     process = processes.start(*arguments, WAIT_AFTER="26", **path)
     try:
-        while "ldam_drw: 26 epochs in" not in (line := process.stdout.readline()):
+        while "ldam_drw: 26 of 30 epochs" not in (line := process.stdout.readline()):
             assert line, "the training ended"
         process.kill()
         # The worker, which waits, holds the other end.
@@ -221,8 +208,8 @@ def test_a_kill_ends_the_workers_and_loses_no_training(tmp_path, images):
     assert not output.exists() or not output.read_text()
     (backup,) = tmp_path.glob("runs.jsonl.unfinished/*")
     printed = processes.run(*arguments, **path)
-    assert "ldam_drw: 27 epochs in" in printed
-    assert "ldam_drw: 26 epochs in" not in printed
+    assert "ldam_drw: 27 of 30 epochs" in printed
+    assert "ldam_drw: 26 of 30 epochs" not in printed
     assert not backup.parent.exists()
     (line,) = output.read_text().splitlines()
     assert np.mean(json.loads(line)["result"]["recalls"]) > 0.6

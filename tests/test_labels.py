@@ -1,6 +1,7 @@
 """Labels, classes and counts as people have them: right, or refused in their words."""
 
 import collections
+import itertools
 
 import keras
 import matplotlib as mpl
@@ -481,17 +482,162 @@ class Several(keras.utils.PyDataset):
 def test_several_targets_are_refused(kind):
     first, second = np.array([0, 1]), np.array([2, 2])
     targets = {"a": first, "b": second} if kind is dict else kind([first, second])
-    with pytest.raises(ValueError, match=r"counts the labels of one output.*pass those of one"):
+    with pytest.raises(ValueError, match=r"must have the labels of one output.*pass those of one"):
         ClassPrior(3).adapt(Several(targets))
-    with pytest.raises(ValueError, match="counts the labels of one output"):
+    with pytest.raises(ValueError, match="must have the labels of one output"):
         ClassPrior(3).adapt(iter([(np.zeros((2, 1)), targets)]))
 
 
-def test_one_hot_or_sequences():
-    """`adapt` reads integers of shape `(B, K)` as one-hot where each row is; else it asks."""
-    assert counted(np.array([[0, 1], [1, 0], [1, 0]]), 2) == [2, 1]
-    with pytest.raises(ValueError, match="Flatten them if they are integer classes"):
-        counted(np.array([[0, 1], [1, 1]]), 2)
+# Whether labels are class ids or one-hot targets: both in one pass, decided at the end.
+
+IDS = {
+    "pairs": (2, [[0, 1], [1, 0]]),
+    "pairs and a single one": (2, [[0, 1], [1, 0], [1]]),
+    "one batch": (3, [[0, 1, 0]]),
+    "one-hot among ids": (3, [[0, 1, 0], [2, 1, 0], [1, 0, 0]]),
+    "a last batch of one": (3, [[0, 1, 0], [1, 0, 0], [0]]),
+    "one-hot among longer batches": (3, [[0, 1, 0], [1, 0, 0, 0]]),
+    "sequences of K steps": (3, [[[0, 1, 0], [0, 0, 1]], [[2, 1, 0]]]),
+    "sequences of K steps, the other way": (3, [[[2, 1, 0]], [[0, 1, 0], [0, 0, 1]]]),
+    "sequences of two classes": (2, [[[0, 1], [1, 0]], [[1, 1], [0, 1]]]),
+    "sequences of other lengths": (3, [[[0, 1, 0]], [[1, 0, 0, 0]]]),
+    "images": (3, [[[[0, 1, 0], [1, 0, 0]]], [[[2, 2, 2], [0, 0, 0]]]]),
+    "columns": (2, [[[0], [1]], [[1], [1]]]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "float32"])
+@pytest.mark.parametrize("name", IDS)
+def test_labels_that_are_class_ids(name, dtype):
+    num_classes, labels = IDS[name]
+    batches = [np.array(batch, dtype) for batch in labels]
+    if dtype == "float32" and name == "pairs":  # More likely two one-hot vectors.
+        with pytest.raises(ValueError, match=r"look like one one-hot vector.*`\(N, 1\)`"):
+            counted(batches, num_classes)
+        return
+    every = np.concatenate([batch.ravel() for batch in batches]).astype(int)
+    expected = np.bincount(every, minlength=num_classes).tolist()
+    assert counted(batches, num_classes) == expected
+    weighted = [(np.zeros(len(batch)), batch, np.full(len(batch), 2.0)) for batch in batches]
+    assert counted(weighted, num_classes) == [2 * count for count in expected]
+    assert counted(batches, num_classes, ignore_class=-1) == expected
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "float32"])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_labels_that_are_one_hot(num_classes, dtype):
+    """Where all are, also in a last batch of one, or one that has lost its axis."""
+    one_hot = np.eye(num_classes, dtype=dtype)[[0, 1, 1, 0, 1]]
+    for batches in (one_hot, [one_hot], [one_hot[:4], one_hot[4:]], [one_hot[:4], one_hot[4]]):
+        assert counted(batches, num_classes)[:2] == [2, 3]
+    steps = one_hot[[[0, 1], [2, 3]]]
+    assert counted([steps, one_hot[None, 4:]], num_classes)[:2] == [2, 3]
+    soft = 0.9 * one_hot + 0.1 / num_classes
+    expected = one_hot.sum(axis=0) + soft.sum(axis=0)
+    np.testing.assert_allclose(counted([soft, one_hot], num_classes), expected)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "batches", "message"),
+    [
+        # Exactly two, and more: vectors of single examples, or ids.
+        (3, [[0, 1, 0], [1, 0, 0]], r"look like one one-hot vector; batch them.*`\(N, 1\)`"),
+        (3, [[0, 1, 0]] * 3, "look like one one-hot vector"),
+        (3, [[0.2, 0.8, 0.0], [1, 0, 0]], "look like one one-hot vector"),
+        # Of one example each, as the inputs say.
+        (2, [(np.zeros(4), [0, 1]), (np.zeros(4), [1, 0])], "look like one one-hot vector"),
+        # Zeros and ones, which may be independent labels.
+        (3, [[[1, 1, 0]], [[0, 1, 0]]], "Flatten them if they are.*`multi_label=True`"),
+        (3, [[[0.5, 0.5, 0.5]]], "must be non-negative and sum to 1.*As class ids: .*integer"),
+        (3, [[[3, 1, 0]]], r"sum to 1.*As class ids: .*must be in \[0, 3\).*labels \[3\]"),
+        (3, [[0, 3, 1]], r"^Labels must be in \[0, 3\). Received: labels \[3\]"),
+    ],
+)
+def test_labels_that_may_be_either(num_classes, batches, message):
+    batches = [b if isinstance(b, tuple) else np.array(b) for b in batches]
+    batches = [(b[0], np.array(b[1])) if isinstance(b, tuple) else b for b in batches]
+    with pytest.raises(ValueError, match=message) as caught:
+        counted(iter(batches), num_classes)
+    assert len(str(caught.value)) <= 600
+
+
+def test_bad_labels_end_endless_data():
+    def forever():
+        yield np.array([0, 7])
+        raise AssertionError("read on after a batch that can be nothing")
+
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
+        counted(forever())
+
+
+def test_ignore_class_says_that_labels_are_ids():
+    """But it does not make ids of one-hot targets."""
+    assert counted(np.array([[0, 1], [1, 0]]), 2, ignore_class=255) == [2, 2]
+    assert counted(np.array([[0, 1, 0], [0, 255, 1]]), 3, ignore_class=255) == [3, 2, 0]
+    assert counted([np.array([0, 1, 0]), np.array([1, 0, 0])], 3, ignore_class=-1) == [4, 2, 0]
+    for one_hot in (np.eye(3), np.eye(3, dtype=int), np.eye(2), np.full((2, 3), 1 / 3)):
+        with pytest.raises(ValueError, match="`ignore_class` needs integer labels"):
+            counted(one_hot, one_hot.shape[-1], ignore_class=255)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "labels"),
+    [
+        (2, [0, 1]),
+        (3, [0, 1, 0]),
+        (2, [[0, 1], [1, 0]]),
+        (3, [[0, 1, 0]]),
+        (3, [[0, 1, 0], [1, 0, 0]]),
+        (3, np.eye(3)),
+        (3, np.eye(3, dtype=bool)),
+    ],
+)
+def test_a_part_that_may_be_either_is_refused(num_classes, labels):
+    """`update_state` does not see the rest."""
+    labels, prior = np.array(labels), ClassPrior(num_classes)
+    for data in (labels, [labels], [(labels, labels)], [labels, labels]):
+        with pytest.raises(ValueError, match=r"class ids as well as.*Pass ids as `\(N, 1\)`"):
+            prior.update_state(data)
+    assert not prior.counts.any()
+    ids = labels.reshape(-1, 1)
+    if labels.dtype.kind == "i":
+        prior.update_state(ids)
+        assert prior.counts.tolist() == np.bincount(labels.ravel(), minlength=num_classes).tolist()
+        ignoring = ClassPrior(num_classes, ignore_class=-1)
+        if num_classes == 2 or labels.ndim == 1:
+            ignoring.update_state(labels)
+            assert ignoring.counts.tolist() == prior.counts.tolist()
+
+
+def test_parts_that_are_clear_are_counted():
+    prior = ClassPrior(3)
+    prior.update_state([[0, 1, 2], [2, 2, 2]])
+    prior.update_state(np.array([[0.5, 0.5, 0.0], [1, 0, 0]]))
+    prior.update_state([(np.zeros(2), [0, 1], [2.0, 3.0])])
+    prior.update_state(itertools.cycle([np.array([1])]), steps=5)
+    prior.update_state([])
+    assert prior.counts.tolist() == [1 + 1.5 + 2, 1 + 0.5 + 3 + 5, 4]
+
+
+def test_flat_values_of_ragged_lists_are_ids():
+    """However many they are."""
+    prior = ClassPrior(3)
+    prior.update_state([[0, 1], [0]])
+    assert prior.counts.tolist() == [2, 1, 0]
+    assert counted([[], [[]], [0]], 2) == [1, 0]
+
+
+def test_sparse_labels_of_k_columns_are_no_sequences():
+    sequences = scipy.sparse.csr_matrix([[1, 2, 0], [2, 2, 1]])  # 0 may be padding.
+    with pytest.raises(ValueError, match=r"sum to 1.*zeros may be padding"):
+        counted(sequences)
+
+
+def test_masked_rows_of_one_hot_targets():
+    one_hot = np.ma.masked_array(np.eye(3)[[0, 1, 2, 1]], mask=np.zeros((4, 3), bool))
+    one_hot[2] = np.ma.masked
+    assert counted(one_hot) == [1, 2, 0]
+    assert counted((one_hot, np.array([1.0, 2.0, 9.0, 4.0]))) == [1, 6, 0]
 
 
 # What losses and metrics take.
@@ -679,8 +825,11 @@ def test_a_report_of_one_output_of_several(rng, capsys):
     model.fit(x, y, callbacks=[report], verbose=0)
     assert "all 3 classes" in capsys.readouterr().out
     for name in (None, "c"):
-        with pytest.raises(ValueError, match=r"`output_name` must be one of.*\['a', 'b'\]"):
+        with pytest.raises(ValueError, match=r"labels of one output.*\['a', 'b'\]"):
             model.fit(x, y, callbacks=[callbacks.PerClassReport((x, y), output_name=name)])
+        report = callbacks.PerClassReport((x, y["a"]), output_name=name)
+        with pytest.raises(ValueError, match=r"`output_name` must be one of.*\['a', 'b'\]"):
+            model.fit(x, y, callbacks=[report])
 
 
 def test_a_report_of_a_series_with_a_shuffled_index(rng, capsys):

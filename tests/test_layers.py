@@ -56,10 +56,10 @@ SOURCES = {
     "nested list of one-hot": lambda: np.eye(3, dtype=int)[LABELS].tolist(),
     "list of batches": lambda: [LABELS[:3], LABELS[3:]],
     "generator of (x, y)": lambda: ((X[i : i + 3], LABELS[i : i + 3]) for i in range(0, 7, 3)),
-    "generator of (x, y, w)": lambda: ((X[i], LABELS[i], 0.5) for i in range(7)),
+    "generator of (x, y, w)": lambda: ((X[i], LABELS[i], 1.0) for i in range(7)),
     "PyDataset": lambda: Sequence(X, LABELS),
     "DataLoader": lambda: data_loader(X, LABELS),
-    "DataLoader of weights": lambda: data_loader(X, LABELS, X[:, 0]),
+    "DataLoader of weights": lambda: data_loader(X, LABELS, 1.0 + X[:, 0]),
 }
 TF_DATA = {
     "labels": lambda: dataset(LABELS).batch(3),

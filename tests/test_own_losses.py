@@ -1,10 +1,12 @@
-"""A loss of one's own goes where GLA and GCA go: searches, heads, export, calibration."""
+"""A loss of one's own goes where GLA and GCA go: searches, export, calibration."""
+
+import json
 
 import keras
 import numpy as np
 import pytest
 
-from keras_balanced import BalancedLoss, GLALoss, Surrogate, tuning
+from keras_balanced import BalancedLoss, BinaryGLALoss, ClassPrior, GLALoss, Surrogate, tuning
 
 PRIORS = [6, 3, 1]
 
@@ -54,20 +56,72 @@ def test_the_search_takes_it_beside_the_others(tmp_path):
 
 def test_bad_losses_of_ones_own_are_refused():
     with pytest.raises(ValueError, match=r"must have the 2 classes of `priors`.*named 'weighted'"):
-        tuning.grid.loss_grid([1, 2], ["gla", weighted()], [0.0], [None], [None])
+        tuning.loss_grid([1, 2], ["gla", weighted()], [0.0])
+    with pytest.raises(ValueError, match=r"must have the 2 classes of `priors`"):
+        tuning.loss_grid([1, 2], ["gla", BinaryGLALoss(0.5)], [0.0])
     with pytest.raises(ValueError, match="and a `name` of its own"):
-        tuning.grid.loss_grid(PRIORS, [weighted(), weighted()], [0.0], [None], [None])
+        tuning.loss_grid(PRIORS, [weighted(), weighted()], [0.0])
     with pytest.raises(ValueError, match=r"or a `BalancedLoss`. Received: losses=\['mse'\]"):
-        tuning.grid.loss_grid(PRIORS, ["mse"], [0.0], [None], [None])
+        tuning.loss_grid(PRIORS, ["mse"], [0.0])
 
 
-def test_heads_take_a_surrogate_and_refuse_what_they_cannot_stack(rng):
-    x, y = examples(rng)
-    model = build()
-    found = tuning.search_last_layer(model, (x, y), (x, y), PRIORS, losses=[weighted()], steps=3)
-    assert [(row["loss"], row["q"]) for row in found.table] == [("weighted", 0.2)]
-    with pytest.raises(ValueError, match="Received: Doubled, which overrides `logits` or `call`"):
-        tuning.search_last_layer(model, (x, y), (x, y), PRIORS, losses=[Doubled()], steps=3)
+def test_surrogates_are_equal_by_value():
+    surrogate = Surrogate(PRIORS, q=0.2, weights=[0.5, 1, 2])
+    assert surrogate == Surrogate([0.6, 0.3, 0.1], q=0.2, weights=[0.5, 1, 2])
+    assert hash(surrogate) == hash(Surrogate([0.6, 0.3, 0.1], q=0.2, weights=[0.5, 1, 2]))
+    assert surrogate != Surrogate(PRIORS, q=0.2, weights=[0.5, 1, 2.0000001])
+    assert surrogate != Surrogate(PRIORS, q=0.2, weights=[0.5, 1, 2], label_smoothing=0.1)
+    assert surrogate != "surrogate"
+    assert Surrogate(0.5, binary=True) != Surrogate([1, 1])
+    assert weighted() == weighted() != weighted("another")
+    assert GLALoss([1] * 9 + [2]) != GLALoss([1] * 9 + [3])  # Which their `repr` cuts off.
+    assert GLALoss(PRIORS) == GLALoss(np.array(PRIORS))
+    assert len({GLALoss(PRIORS), GLALoss(PRIORS), BalancedLoss(GLALoss(PRIORS).surrogate)}) == 2
+
+
+def test_surrogates_cannot_be_changed(rng):
+    mix = np.array([0.6, 0.3, 0.1])
+    surrogate = Surrogate(mix, shift=mix)
+    arrays = {k: v for k, v in vars(surrogate).items() if isinstance(v, np.ndarray)}
+    assert len(arrays) > 8
+    for array in arrays.values():
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    mix[0] = 0.7  # It is the caller's.
+    assert surrogate.priors[0] == surrogate.shift[0] == 0.6
+
+
+def test_a_surrogate_is_registered():
+    surrogate = Surrogate([3, 1], [0.2, 0.8], 0.3, [1, 2], [1, 3], [2, 1], label_smoothing=0.1)
+    config = keras.saving.serialize_keras_object(surrogate)
+    assert config["registered_name"] == "keras_balanced>Surrogate"
+    assert keras.saving.deserialize_keras_object(json.loads(json.dumps(config))) == surrogate
+
+
+class EffectiveNumber(BalancedLoss):
+    """Weights by the effective number of examples, for which priors are not enough."""
+
+    def __init__(self, counts, beta=0.99, **kwargs):
+        self.counts, self.beta = counts, beta
+        numbers = np.asarray(getattr(counts, "counts", counts), "float64")
+        super().__init__(Surrogate(counts, weights=(1 - beta) / (1 - beta**numbers)), **kwargs)
+
+
+def test_a_loss_that_needs_counts_keeps_them(tmp_path):
+    prior = ClassPrior(num_classes=3)
+    prior.adapt(np.repeat([0, 1, 2], [600, 300, 100]))
+    for counts in (prior, prior.counts, [600, 300, 100]):
+        loss = EffectiveNumber(counts, beta=0.9, name="effective")
+        config = json.loads(json.dumps(loss.get_config()))
+        again = EffectiveNumber.from_config(config)
+        assert again == loss
+        assert again.surrogate == loss.surrogate != EffectiveNumber([6, 3, 1], 0.9).surrogate
+        model = build()
+        model.compile("sgd", loss)
+        model.save(tmp_path / "model.keras")
+        custom = {"EffectiveNumber": EffectiveNumber}
+        loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=custom)
+        assert loaded.loss == loss
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not export there")

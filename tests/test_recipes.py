@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from pages import code_blocks, run_blocks, sections
+from scipy import optimize, special
 from sklearn.base import clone
 from sklearn.metrics import balanced_accuracy_score
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -136,3 +137,48 @@ def test_many_items(follow):
     losses = found["history"].history["loss"]
     assert losses[-1] < losses[0]
     assert (found["scores"].argmax(axis=-1) == np.arange(200))[:100].mean() > 0.5
+
+
+def stationary_probabilities(loss_class, chances, eta):
+    """Returns the probabilities at the minimum of the expected loss, of sets and their chances."""
+    sets = np.array(list(chances), "float32")
+    weights = np.array([eta @ chance for chance in chances.values()])
+    loss = loss_class(np.ones(len(eta)), reduction=None)
+
+    def expected(free):
+        logits = np.tile(np.append(free, 0.0), (len(sets), 1)).astype("float32")
+        return float(weights @ keras.ops.convert_to_numpy(loss(sets, logits)))
+
+    free = optimize.minimize(expected, np.zeros(len(eta) - 1), method="Nelder-Mead").x
+    return special.softmax(np.append(free, 0.0))
+
+
+def test_label_sets(follow):
+    found = follow("Labels that are sets of classes")
+    counts = np.bincount(found["y"])
+    np.testing.assert_allclose(found["mix"], counts / counts.sum(), atol=0.03)
+    assert found["sets"].sum(axis=-1).max() == 5
+    assert score(found) > 0.6
+
+    loss_class, rng = found["SetLoss"], np.random.default_rng(0)
+    priors, logits = [60, 30, 10], rng.normal(size=(5, 3)).astype("float32")
+    loss = loss_class(priors, reduction=None)
+    sets = np.array([[1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]], "float32")
+    p = special.softmax(logits.astype("float64") + np.log(priors), axis=-1)
+    values = keras.ops.convert_to_numpy(loss(sets, logits))
+    np.testing.assert_allclose(values, -np.log((sets * p).sum(axis=-1)), rtol=1e-5, atol=1e-6)
+    gla = keras_balanced.GLALoss(priors, reduction=None)
+    np.testing.assert_allclose(values[:2], gla(np.array([0, 2]), logits[:2]), rtol=1e-5)
+    np.testing.assert_allclose(loss.posterior(logits), gla.posterior(logits), rtol=1e-5)
+    # What has weight 0 may be anything, and a loaded loss is the same.
+    weighted = loss(0 * sets, logits, sample_weight=np.zeros(5))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(weighted), 0.0)
+    assert loss_class.from_config(loss.get_config()) == loss
+
+    eta = np.array([0.5, 0.3, 0.2])
+    for chance, expected in ((np.array([0.5, 0.5, 0]), eta), (np.array([0.2, 0.8, 0]), None)):
+        chances = {(1, 1, 0): chance}
+        chances |= {tuple(row): row * (1 - chance) for row in np.eye(3)}
+        result = stationary_probabilities(loss_class, chances, eta)
+        expected = [0.696, 0.104, 0.2] if expected is None else expected
+        np.testing.assert_allclose(result, expected, atol=0.003)

@@ -1,6 +1,8 @@
 """Searches with real tuners: what they try, and what a kill leaves of them."""
 
+import inspect
 import json
+import pickle
 import resource
 import signal
 
@@ -12,7 +14,9 @@ import searches
 from processes import finish, free_addresses, kill, start, wait_for
 from searches import PRIORS, TRAININGS, build, examples
 
-from keras_balanced import GLALoss, tuning
+from keras_balanced import BalancedAccuracy, BalancedLoss, GLALoss, Surrogate, plots, tuning
+from keras_balanced.losses import LOSSES
+from keras_balanced.surrogates import FAMILIES, Family
 
 # KerasTuner's Gaussian process on a handful of trials.
 pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
@@ -115,6 +119,47 @@ def test_values_reach_the_loss():
     assert all(q == point[1] for point, (q, _) in losses.items())
 
 
+def test_values_that_are_nearly_one_are_two():
+    grid = tuning.loss_grid(
+        PRIORS, ["gla", "gca"], [0.0], tau=[1.0, 1.0000001], margins=[[1, 2, 2], [1, 2, 2.0000001]]
+    )
+    assert len(grid) == 4
+    # Rounding alone makes no second loss.
+    assert len(tuning.loss_grid(PRIORS, ["gla"], [0.9], tau=[None, 10.0])) == 1
+
+
+def test_families_are_those_that_have_a_class():
+    assert FAMILIES.keys() == LOSSES.keys()
+    for name, family in FAMILIES.items():
+        assert family.option in inspect.signature(LOSSES[name]).parameters
+        grid = tuning.loss_grid(PRIORS, [name], [0.0, 0.1], **{family.option: [family.values[0]]})
+        assert {(point[0], type(loss)) for point, loss in grid.items()} == {(name, LOSSES[name])}
+
+
+def test_a_new_family_is_a_row_in_two_tables(monkeypatch):
+    class Scaled(BalancedLoss):
+        def __init__(self, priors, q=0.0, gamma=0.0, target_priors=None, **kwargs):
+            self.priors, self.q, self.gamma, self.target_priors = priors, q, gamma, target_priors
+            super().__init__(Surrogate(priors, target_priors, q), **kwargs)
+
+        def logits(self, y_pred):
+            return self.gamma * super().logits(y_pred)
+
+    monkeypatch.setitem(FAMILIES, "scaled", Family("gamma", (1.0, 2.0), none=""))
+    monkeypatch.setitem(LOSSES, "scaled", Scaled)
+    hypermodel = tuning.BalancedHyperModel(
+        build, PRIORS, ["scaled", "gla"], [0.0, 0.1], gamma=[2.0, 3.0], tau=[None]
+    )
+    gammas = [(loss.q, loss.gamma) for loss in hypermodel.grid.values() if type(loss) is Scaled]
+    assert gammas == [(0.0, 2.0), (0.0, 3.0), (0.1, 2.0), (0.1, 3.0)]
+    hp = keras_tuner.HyperParameters()
+    assert hypermodel.build(hp).loss.gamma == 2.0
+    assert hp.values == {"loss": "scaled", "q": 0.0, "gamma": "2"}
+    row = {"loss": "scaled", "q": 0.0, "gamma": "2", "balanced_accuracy": 0.5}
+    (text,) = plots.accuracy_against_q([row]).get_legend().get_texts()
+    assert text.get_text() == "scaled, gamma 2"
+
+
 def test_compile_arguments_belong_to_one_model_each():
     optimizer = keras.optimizers.SGD(0.5)
     hypermodel = tuning.BalancedHyperModel(
@@ -140,6 +185,137 @@ def test_an_optimizer_that_build_compiles_stays():
     model = tuning.BalancedHyperModel(compiled, PRIORS).build(keras_tuner.HyperParameters())
     assert float(model.optimizer.learning_rate) == 0.25
     assert isinstance(model.loss, GLALoss)
+
+
+def compiled_as(**arguments):
+    def compiled():
+        model = build()
+        model.compile(**{"optimizer": keras.optimizers.SGD(0.25), "loss": "mse", **arguments})
+        return model
+
+    return compiled
+
+
+def built(build, **kwargs):
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, **kwargs)
+    return hypermodel.build(keras_tuner.HyperParameters())
+
+
+def mean_logit(y_true, y_pred):  # Not registered with Keras.
+    return keras.ops.mean(y_pred, axis=-1)
+
+
+def test_all_that_build_compiles_stays_except_the_loss():
+    kept = {"steps_per_execution": 3, "jit_compile": False, "loss_weights": 2.0}
+    build_ = compiled_as(**kept, weighted_metrics=["accuracy"], metrics=[mean_logit])
+    model = built(build_)
+    assert isinstance(model.loss, GLALoss)
+    assert (model.steps_per_execution, model.jit_compile) == (3, False)
+    x, y = examples()
+    weight = (y == 0).astype("float32")
+    found = model.evaluate(x, y, sample_weight=weight, verbose=0, return_dict=True)
+    logits = model.predict(x, verbose=0)
+    assert found["accuracy"] == pytest.approx((logits.argmax(axis=-1) == 0)[y == 0].mean())
+    assert found["mean_logit"] == pytest.approx(logits.mean(), abs=1e-5)
+    loss = float(model.loss(y, logits, sample_weight=weight))
+    assert found["loss"] == pytest.approx(2.0 * loss, rel=1e-5)
+    # What the hypermodel is given goes before.
+    model = built(build_, compile_kwargs={"run_eagerly": True, "steps_per_execution": 1})
+    assert (model.run_eagerly, model.steps_per_execution) == (True, 1)
+    assert float(model.optimizer.learning_rate) == 0.25
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_build_that_does_not_scale_the_loss(scale):
+    with_policy = compiled_as(auto_scale_loss=scale)
+
+    def half():
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("mixed_float16")
+        try:
+            return with_policy()
+        finally:
+            keras.config.set_dtype_policy(before)
+
+    for kwargs in ({}, {"compile_kwargs": {"optimizer": keras.optimizers.SGD(0.5)}}):
+        model = built(half, **kwargs)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == scale
+
+
+def test_what_a_compile_of_a_subclass_keeps_stays():
+    class Own(keras.Sequential):
+        def compile(self, *args, alpha=1.0, **kwargs):
+            self.alpha = alpha
+            super().compile(*args, **kwargs)
+
+    def own():
+        model = Own([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile("sgd", "mse", alpha=0.5)
+        return model
+
+    model = built(own)
+    assert (model.alpha, type(model.loss)) == (0.5, GLALoss)
+
+
+@pytest.mark.parametrize("named", [BalancedAccuracy(3), "accuracy"])
+def test_of_two_metrics_of_one_name_the_weighted_one_is_the_objective(named, tmp_path):
+    x, y = examples()
+    weight = np.where(np.arange(60) % 2, 1.0, 0.0)
+    y = np.where(weight > 0, y, (y + 1) % 3)  # Wrong labels, which do not count.
+    name = named if isinstance(named, str) else named.name
+
+    def both():
+        metrics = [named if isinstance(named, str) else BalancedAccuracy(3)]
+        again = [named if isinstance(named, str) else BalancedAccuracy(3)]
+        return compiled_as(metrics=metrics, weighted_metrics=again, run_eagerly=True)()
+
+    hypermodel = tuning.BalancedHyperModel(both, PRIORS, losses=["gla"], q=[0.0])
+    objective = keras_tuner.Objective(f"val_{name}", "max")
+    tuner = tuning.GridSearch(hypermodel, objective, directory=tmp_path)
+    fit_kwargs = {"epochs": 5, "verbose": 0, "sample_weight": weight}
+    tuner.search(x, y, validation_data=(x, y, weight), **fit_kwargs)
+    (trial,) = tuner.oracle.trials.values()
+    counts, model = weight > 0, tuner.get_best_models()[0]
+    right = model.loss.posterior(model.predict(x, verbose=0)).argmax(axis=-1) == y
+    expected = np.mean([right[counts & (y == k)].mean() for k in range(3)])
+    assert trial.score == pytest.approx(expected if name != "accuracy" else right[counts].mean())
+    assert trial.score > right.mean() + 0.2
+
+
+def test_a_hypermodel_can_be_pickled():
+    kwargs = {"compile_kwargs": {"optimizer": keras.optimizers.SGD(0.5), "metrics": ["accuracy"]}}
+    own = BalancedLoss(Surrogate(PRIORS, weights=[1, 2, 3]), name="own")
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, losses=["gla", "gca", own], **kwargs)
+    again = pickle.loads(pickle.dumps(hypermodel))
+    assert again.grid == hypermodel.grid
+    model = again.build(keras_tuner.HyperParameters())
+    assert float(model.optimizer.learning_rate) == 0.5
+    assert model.loss == hypermodel.build(keras_tuner.HyperParameters()).loss
+
+
+@pytest.mark.parametrize(
+    "build_of",
+    [lambda hp: build(), lambda units=3: build(), lambda: build(), lambda hp=None: build()],
+)
+def test_a_build_with_and_without_hyperparameters(build_of):
+    assert built(build_of).output_shape == (None, 3)
+
+
+def test_other_priors_of_a_rare_class_are_not_the_loss_of_the_hypermodel(tmp_path):
+    """What a `repr` cuts off counts."""
+
+    def wide():
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(9)])
+
+    hypermodel = tuning.BalancedHyperModel(wide, [9] * 8 + [1], losses=["gla"], q=[0.0])
+    loss = GLALoss([9] * 8 + [2])
+    assert repr(loss) == repr(next(iter(hypermodel.grid.values())))
+    tuner = keras_tuner.RandomSearch(
+        hypermodel, hypermodel.objective, loss=loss, directory=tmp_path, max_trials=1
+    )
+    x, y = examples()
+    with pytest.raises(ValueError, match="must leave the loss to the hypermodel"):
+        tuner.search(x, y, validation_data=(x, y), verbose=0)
 
 
 TUNERS = {
@@ -221,6 +397,7 @@ def test_unfit_models_are_refused_when_the_tuner_is_made(build, message, tmp_pat
         ({"losses": ["gca"], "q": [0.5], "margins": ["cube_root"]}, "No loss is left to search"),
         ({"priors": [1, 0, 1]}, "`priors` must be positive"),
         ({"build": 3}, "`build` must be a function"),
+        ({"consistent": [True]}, r"are \['tau', 'margins'\]. Received: consistent=\[True\]"),
         ({"compile_kwargs": {"loss": "mse"}}, "must not have a `loss`"),
     ],
 )

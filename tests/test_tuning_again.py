@@ -118,7 +118,7 @@ def _is_of(hypermodel, values):
 
 
 OTHERS = {
-    "priors": ({"priors": [9, 3, 1]}, {}, "loss gla, q=0, 1/"),
+    "priors": ({"priors": [9, 3, 1]}, {}, "loss gla, q=0.0, 1/"),
     "target_priors": ({"target_priors": [3, 2, 1]}, {}, "loss gla"),
     "seed": ({"seed": 1}, {}, "seed: None -> 1"),
     "epochs": ({}, {"epochs": 2}, "epochs: None -> 2"),
@@ -145,6 +145,92 @@ def test_another_objective_is_refused(tmp_path):
     tuner = tuning.GridSearch(hypermodel, objective, directory=tmp_path)
     with pytest.raises(ValueError, match="objective: max val_balanced_accuracy -> max val_accu"):
         tuner.search(x, y, validation_data=(x, y), batch_size=12, verbose=0)
+
+
+def search_with(directory, compile_kwargs=None, objective=None, **tuner_kwargs):
+    x, y = examples(12)
+    compile_kwargs = {**EAGER, "metrics": ["accuracy"], **(compile_kwargs or {})}
+    hypermodel = tuning.BalancedHyperModel(build, PRIORS, compile_kwargs=compile_kwargs, **SMALL)
+    objective = objective or hypermodel.objective
+    tuner = tuning.GridSearch(hypermodel, objective, directory=directory, **tuner_kwargs)
+    tuner.search(x, y, validation_data=(x, y), batch_size=12, verbose=0)
+
+
+def adam(**kwargs):
+    return {"optimizer": keras.optimizers.Adam(**kwargs)}
+
+
+def decay(steps):
+    return adam(learning_rate=keras.optimizers.schedules.CosineDecay(0.1, steps))
+
+
+def scaled(rate):
+    return {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate))}
+
+
+BALANCED, ACCURACY, LOSS_OF_TRAINING = (
+    keras_tuner.Objective(name, "max")
+    for name in ("val_balanced_accuracy", "val_accuracy", "accuracy")
+)
+CONTENTS = {
+    "objectives": (
+        {"objective": [BALANCED, ACCURACY]},
+        {"objective": [BALANCED, LOSS_OF_TRAINING]},
+        r"objective: \['max val_accuracy', 'max val_balanced_accuracy'\] -> \['max accuracy'",
+    ),
+    "executions": ({}, {"executions_per_trial": 2}, "executions_per_trial: 1 -> 2"),
+    "optimizer": (
+        {"compile_kwargs": {"optimizer": "sgd"}},
+        {"compile_kwargs": {"optimizer": "adam"}},
+        "compile_kwargs.optimizer: sgd -> adam",
+    ),
+    "setting": (
+        {"compile_kwargs": adam(beta_1=0.9)},
+        {"compile_kwargs": adam(beta_1=0.8)},
+        "compile_kwargs.optimizer.beta_1: 0.9 -> 0.8",
+    ),
+    "schedule": (
+        {"compile_kwargs": decay(10)},
+        {"compile_kwargs": decay(20)},
+        "compile_kwargs.optimizer.learning_rate.config.decay_steps: 10 -> 20",
+    ),
+    "within another": (
+        {"compile_kwargs": scaled(0.1)},
+        {"compile_kwargs": scaled(0.2)},
+        "inner_optimizer.config.learning_rate: 0.1",
+    ),
+    "metrics": (
+        {"compile_kwargs": {"metrics": ["accuracy", BalancedAccuracy(3)]}},
+        {"compile_kwargs": {"metrics": ["accuracy", BalancedAccuracy(3, ignore_class=0)]}},
+        "compile_kwargs.metrics.1.ignore_class: None -> 0",
+    ),
+    "of the tuner": ({}, {"optimizer": "adam"}, "optimizer: None -> adam"),
+    "training": ({"compile_kwargs": {"loss_weights": 1.0}}, {}, "compile_kwargs.loss_weights"),
+}
+
+
+@pytest.mark.parametrize("change", CONTENTS)
+def test_another_content_is_refused(change, tmp_path):
+    before, now, message = CONTENTS[change]
+    search_with(tmp_path, **before)
+    search_with(tmp_path, **before)  # The same again goes on.
+    with pytest.raises(
+        ValueError, match="must be of one search.* Received: .*" + message
+    ) as caught:
+        search_with(tmp_path, **now)
+    assert len(str(caught.value)) <= 600
+
+
+def test_what_changes_no_result_goes_on(tmp_path):
+    search_with(tmp_path, {"optimizer": "sgd"})
+    search_with(tmp_path, {"optimizer": "sgd", "run_eagerly": False, "steps_per_execution": 2})
+
+
+def test_a_worker_deletes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    with pytest.raises(ValueError, match="`overwrite` must be left out where several workers"):
+        tuning.GridSearch(hypermodel_of(), BALANCED, directory=tmp_path, overwrite=True)
 
 
 def cross_validation(directory, hypermodel=None, folds=2, seed=0, objective=None, **kwargs):
@@ -429,10 +515,28 @@ def test_suggested_losses_are_those_of_the_grid():
         assert study.best_value == 0.0
 
 
-def test_the_old_name_of_the_search_of_heads_warns():
-    warned = pytest.warns(DeprecationWarning, match="is called `search_last_layer`")
-    with warned, pytest.raises(ValueError, match="`folds` must be"):
-        tuning.fast_search(None, None, None, PRIORS, folds=1)
+SAMPLERS = {
+    "brute force": optuna.samplers.BruteForceSampler,
+    "tpe": lambda: optuna.samplers.TPESampler(n_startup_trials=2, seed=0),
+    "random": lambda: optuna.samplers.RandomSampler(seed=0),
+    "grid": lambda: optuna.samplers.GridSampler({"q": [0.0, 0.1]}),
+}
+ONE = {"losses": ["gla"], "q": [0.0], "tau": [None]}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("priors", "grid"),
+    [(PRIORS, {"q": [0.0, 0.1]}), (PRIORS, {"losses": ["gla", "gca"]}), ([3, 2, 1], {})],
+)
+def test_a_study_has_one_grid(name, priors, grid):
+    study = optuna.create_study(sampler=SAMPLERS[name]())
+    study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **ONE).q, n_trials=1)
+    study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **ONE).q, n_trials=1)
+    with pytest.raises(ValueError, match="must have one grid of losses: take another `study_na"):
+        study.optimize(
+            lambda trial: tuning.suggest_loss(trial, priors, **{**ONE, **grid}).q, n_trials=1
+        )
 
 
 if __name__ == "__main__":

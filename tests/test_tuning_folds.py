@@ -1,6 +1,8 @@
 """Searches by cross-validation."""
 
 import json
+import pathlib
+import re
 
 import keras
 import keras_tuner
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 from searches import PRIORS, build, examples
 
-from keras_balanced import tuning
+from keras_balanced import callbacks, tuning
+from keras_balanced.tuning import folds
 
 # KerasTuner's Gaussian process on a handful of trials.
 pytestmark = pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
@@ -248,13 +251,127 @@ def test_a_model_that_was_not_written_whole_is_not_loaded(tmp_path, monkeypatch)
     assert tuner.get_best_models()[0].predict(x, verbose=0).shape == (60, 3)
 
 
+class Writes(keras.callbacks.Callback):
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def on_train_end(self, logs=None):
+        np.save(self.place, self.model.get_weights()[0])
+
+
+class WritesThere(keras.callbacks.Callback):
+    place = "results/weights.npy"
+
+
+SHARED = {
+    "BackupAndRestore with backup_dir": lambda path: keras.callbacks.BackupAndRestore(path),
+    "ModelCheckpoint with filepath": lambda path: keras.callbacks.ModelCheckpoint(f"{path}.keras"),
+    "CSVLogger with filename": lambda path: keras.callbacks.CSVLogger("log"),
+    "Writes with place": lambda path: Writes(pathlib.Path("weights")),
+    "Writes with place='weights.npy'": lambda path: Writes("weights.npy"),
+    "WritesThere with place": lambda path: WritesThere(),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_callbacks_that_would_share_a_file_are_refused(name, tmp_path):
+    x, y = examples()
+    tuner = no_training(search_of_one_loss(tmp_path / "search"))
+    callback = SHARED[name](tmp_path / "shared")
+    for given in (callback, [CountEpochs([]), callback]):
+        with pytest.raises(ValueError, match=f"function of a directory.*{re.escape(name)}"):
+            tuner.search(x, y, callbacks=given, verbose=0)
+
+
+def test_callbacks_that_share_no_file_are_taken(tmp_path):
+    x, y = examples()
+    taken = [
+        keras.callbacks.EarlyStopping("val_balanced_accuracy", mode="max"),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None),
+        keras.callbacks.TerminateOnNaN(),
+        callbacks.PerClassReport((x, y), class_names=["a/b", "c.d", "e"]),
+    ]
+    search_of_one_loss(tmp_path).search(x, y, callbacks=taken, verbose=0)
+
+
+def test_each_training_has_a_directory(tmp_path):
+    x, y = examples()
+    seen = []
+
+    def of_training(directory):
+        seen.append(directory)
+        assert directory.is_dir()
+        return [Writes(directory / "weights.npy"), keras.callbacks.CSVLogger(directory / "log.csv")]
+
+    tuner = search_of_one_loss(tmp_path, folds=3)
+    tuner.search(x, y, epochs=2, callbacks=of_training, verbose=0)
+    tuner.get_best_models()
+    assert [path.name for path in seen] == ["fold_0", "fold_1", "fold_2", "refitted"]
+    assert len({np.load(path / "weights.npy").tobytes() for path in seen}) == 4
+    assert all(len((path / "log.csv").read_text().splitlines()) == 3 for path in seen)
+
+
+def test_a_fold_that_was_stopped_goes_on_from_its_own_backup(tmp_path):
+    x, y = examples()
+    stopped, epochs = [], []
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            epochs.append(epoch)
+            if len(epochs) == 4 and not stopped:
+                stopped.append(epoch)
+                raise KeyboardInterrupt
+
+    def backup(directory):
+        return [keras.callbacks.BackupAndRestore(directory / "backup"), Stop()]
+
+    with pytest.raises(KeyboardInterrupt):
+        search_of_one_loss(tmp_path).search(x, y, epochs=2, callbacks=backup, verbose=0)
+    tuner = search_of_one_loss(tmp_path)
+    tuner.search(x, y, epochs=2, callbacks=backup, verbose=0)
+    tuner.get_best_models()
+    # The second fold from its second epoch; the refitted model for as many as the folds.
+    assert epochs == [0, 1, 0, 1, 1, 0, 1]
+    results = sorted(tmp_path.glob("*/trial_*/fold_*.json"))
+    assert [json.loads(path.read_text())["epochs"] for path in results] == [2, 2]
+
+
+def test_several_objectives(tmp_path):
+    x, y = examples()
+    hypermodel = tuning.BalancedHyperModel(
+        build,
+        PRIORS,
+        losses=["gla"],
+        q=[0.0, 0.1],
+        tau=[None],
+        compile_kwargs={"run_eagerly": True, "metrics": ["accuracy"]},
+    )
+    objectives = [hypermodel.objective, keras_tuner.Objective("val_accuracy", "max")]
+    oracle = tuning.GridSearchOracle(objectives)
+    tuner = tuning.CrossValidation(oracle, hypermodel, folds=2, directory=tmp_path)
+    tuner.search(x, y, verbose=0)
+    trials = tuner.oracle.get_best_trials(2)
+    for trial in trials:
+        names = ("val_balanced_accuracy", "val_accuracy")
+        values = [trial.metrics.get_last_value(name) for name in names]
+        assert trial.score == pytest.approx(-sum(values))
+    assert trials[0].score <= trials[1].score
+    assert tuner.get_best_models()[0].built
+    of_training = keras_tuner.Objective("accuracy", "max")
+    oracle = tuning.GridSearchOracle([hypermodel.objective, of_training])
+    with pytest.raises(ValueError, match=r"on held-out data.* Received: 'accuracy'"):
+        tuning.CrossValidation(oracle, hypermodel)
+
+
 def test_folds_have_one_size_over_all_and_in_each_class():
     labels = np.repeat(np.arange(7), 3)  # Three of each class, in two folds and in five.
-    for folds in (2, 5):
-        fold_of = tuning.heads.assign_folds(labels, folds, seed=0)
-        assert np.ptp(np.bincount(fold_of, minlength=folds)) <= 1
+    for count in (2, 5):
+        fold_of = folds.assign_folds(labels, count, seed=0)
+        assert np.ptp(np.bincount(fold_of, minlength=count)) <= 1
         for k in range(7):
-            assert np.ptp(np.bincount(fold_of[labels == k], minlength=folds)) <= 1
+            assert np.ptp(np.bincount(fold_of[labels == k], minlength=count)) <= 1
 
 
 def cross_validation(tmp_path, folds=3):

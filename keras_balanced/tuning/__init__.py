@@ -1,10 +1,9 @@
-"""Searches for the loss, its q, tau and margins: with KerasTuner, Optuna, or one trained model."""
+"""Searches for the loss, its q, tau and margins, with KerasTuner or Optuna."""
 
 import importlib
 from typing import TYPE_CHECKING
 
-from keras_balanced.tuning.grid import suggest_loss
-from keras_balanced.tuning.heads import FastSearch, fast_search, search_last_layer
+from keras_balanced.tuning.grid import loss_grid, suggest_loss
 
 if TYPE_CHECKING:
     from keras_balanced.tuning.folds import CrossValidation
@@ -14,12 +13,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BalancedHyperModel",
     "CrossValidation",
-    "FastSearch",
     "GridSearch",
     "GridSearchOracle",
-    "fast_search",
+    "loss_grid",
     "save_atomically",
-    "search_last_layer",
     "suggest_loss",
 ]
 

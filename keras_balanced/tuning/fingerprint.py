@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -11,10 +12,18 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["agree", "content", "fingerprint", "write_atomically"]
+__all__ = [
+    "as_json",
+    "check_same_search",
+    "checksums",
+    "content",
+    "differences",
+    "fingerprint",
+    "write_atomically",
+]
 
 # What does not change a result.
-_SILENT = ("verbose", "callbacks")
+_SILENT = ("verbose", "callbacks", "run_eagerly", "jit_compile", "steps_per_execution")
 
 
 def fingerprint(hypermodel: Any, oracle: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -23,42 +32,68 @@ def fingerprint(hypermodel: Any, oracle: Any, args: tuple, kwargs: dict) -> dict
     Losses, data and training, and not the space: a grid may grow.
     """
     x, y = (*args, None, None)[:2]
-    what: dict[str, Any] = {"objective": _plain(getattr(oracle, "objective", None))}
+    what = {
+        "objective": as_json(getattr(oracle, "objective", None)),
+        "compile_kwargs": as_json(getattr(hypermodel, "compile_kwargs", {})),
+        "x": _shape(kwargs.get("x", x)),
+        "y": content(kwargs.get("y", y)),
+    }
     if getattr(hypermodel, "seed", None) is not None:
         what["seed"] = hypermodel.seed
-    for (name, q, option), loss in getattr(hypermodel, "grid", {}).items():
-        config = {key: value for key, value in loss.get_config().items() if key != "name"}
-        what[f"loss {name}, q={q:g}, {option}"] = _checksum(json.dumps(config, sort_keys=True))
-    what["x"], what["y"] = _shape(kwargs.get("x", x)), content(kwargs.get("y", y))
+    if hasattr(hypermodel, "decide"):
+        # By the first loss: a grid may grow.
+        decision = hypermodel.decide(next(iter(hypermodel.grid.values())))
+        config = decision.get_config() if decision else {}
+        what["decision"] = as_json({name: part for name, part in config.items() if name != "loss"})
+    what |= checksums(getattr(hypermodel, "grid", {}))
     for name, value in kwargs.items():
         if name in ("validation_data", "sample_weight"):
             parts = value if isinstance(value, tuple) else (value,)
             what[name] = [_shape(parts[0]), *(content(part) for part in parts[1:])]
         elif name not in (*_SILENT, "x", "y"):
-            what[name] = _plain(value)
+            what[name] = as_json(value)
     return what
 
 
-def agree(path: pathlib.Path, what: dict[str, Any]) -> None:
+def checksums(grid: dict[tuple[str, float, str], Any]) -> dict[str, str]:
+    """Returns a checksum of each loss of a grid: its class and arguments, without its name."""
+    found = {}
+    for (name, q, option), loss in grid.items():
+        config = {key: value for key, value in loss.get_config().items() if key != "name"}
+        kind = keras.saving.get_registered_name(type(loss))
+        found[f"loss {name}, q={q!r}, {option}"] = _checksum(
+            json.dumps([kind, config], sort_keys=True)
+        )
+    return found
+
+
+def check_same_search(path: pathlib.Path, what: dict[str, Any]) -> None:
     """Raises if another search left its fingerprint in `path`, and else leaves this one."""
+    what = _flat(what)
     if path.exists():
         before = json.loads(path.read_text())
-        names = sorted(
-            name
-            for name in before.keys() | what.keys()
-            if before.get(name) != what.get(name)
-            # A loss may come or go: what is missing runs.
-            and not (name.startswith("loss ") and (name not in before or name not in what))
-        )
-        if names:
-            changes = ", ".join(f"{n}: {before.get(n)} -> {what.get(n)}" for n in names[:5])
+        # A loss may come or go: what is missing runs.
+        may_change = {n for n in before.keys() ^ what.keys() if n.startswith("loss ")}
+        if changes := differences(before, what, may_change):
             raise ValueError(
                 f"The directory {str(path.parent)!r} must be of one search: take another "
-                f"`directory` or `project_name`, or `overwrite=True`. Received: {changes}"
+                f"`directory` or `project_name`, or delete this one. Received: {changes}"
             )
         what = {**before, **what}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(what, indent=1, sort_keys=True))
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], but: Any = ()) -> str:
+    """Returns in words where two dicts differ, `""` where they do not."""
+    names = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
+    shown = [f"{n}: {_cut(before.get(n))} -> {_cut(now.get(n))}" for n in names if n not in but]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _cut(value, most=70):
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -68,28 +103,48 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     os.replace(part, path)
 
 
-def _plain(value):
+def as_json(value: Any) -> Any:
+    """Returns what a setting is, as JSON keeps it: of a Keras object its class and config."""
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if hasattr(value, "name") and hasattr(value, "direction"):
-        return f"{value.direction} {value.name}"
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return type(value).__name__
+    if isinstance(value, dict):
+        return {str(name): as_json(part) for name, part in value.items() if name not in _SILENT}
+    if isinstance(value, (list, tuple)):
+        return [as_json(part) for part in value]
+    if hasattr(value, "objectives"):  # Several of KerasTuner's as one.
+        return sorted(map(as_json, value.objectives))
+    if hasattr(value, "direction") and hasattr(value, "name"):
+        return f"{value.direction} {value.name}"
+    if hasattr(value, "get_config"):
+        return {"class": type(value).__name__, **as_json(value.get_config())}
+    if isinstance(value, functools.partial):
+        return [as_json(part) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
+        return content(value)
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _flat(value, name=""):
+    """Returns what dicts within dicts hold as one dict, by names such as `optimizer.momentum`."""
+    if isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(part, f"{name}.{key}" if name else key) for key, part in value.items())
+    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 def _shape(data):
     """Returns shapes and dtypes of arrays, the specification of a dataset, or a type."""
     if hasattr(data, "element_spec"):
-        return repr(data.element_spec)
+        return f"{data.element_spec!r}, {int(data.cardinality())} in all"
     if isinstance(data, (dict, list, tuple)):
         return repr(keras.tree.map_structure(_shape, data))
     if getattr(data, "shape", None) is None:
-        return type(data).__name__
+        size = f" of {len(data)}" if hasattr(data, "__len__") else ""
+        return type(data).__name__ + size
     return f"{getattr(data, 'dtype', type(data).__name__)} {tuple(data.shape)}"
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,20 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_balanced import batches, targets
+from keras_balanced import reading, targets
 from keras_balanced.tuning.fingerprint import content, write_atomically
-from keras_balanced.tuning.heads import assign_folds
-from keras_balanced.tuning.hypermodel import check_measured, check_objective
+from keras_balanced.tuning.hypermodel import (
+    check_measured,
+    check_objective,
+    objective_names,
+)
 from keras_balanced.tuning.oracle import Tuner, resumable
 from keras_balanced.validation import check_integer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["CrossValidation"]
+__all__ = ["CrossValidation", "assign_folds"]
 
 _SHUFFLE_BUFFER = 10_000
 
@@ -33,7 +37,8 @@ class CrossValidation(Tuner):
 
     The score of a trial is the mean over the folds of the objective on the fold held out, after
     the last epoch of training on the others; its standard error stands beside it in the trial's
-    metrics. Each fold is written to a file in the trial's directory as it ends, and a rerun
+    metrics. Of several objectives it is KerasTuner's: the sum of those to minimize less those to
+    maximize. Each fold is written to a file in the trial's directory as it ends, and a rerun
     starts at the first fold that is missing.
 
     `get_best_models()` trains the best configurations on all the data given to `search`, for as
@@ -81,10 +86,11 @@ class CrossValidation(Tuner):
                 "Received: a `HyperbandOracle`, whose trials are no whole trainings"
             )
         check_objective(oracle.objective)
-        if not oracle.objective.name.startswith("val_"):
+        of_training = [n for n in objective_names(oracle.objective) if not n.startswith("val_")]
+        if of_training:
             raise ValueError(
                 "The objective must be a metric on held-out data, `val_...`. "
-                f"Received: {oracle.objective.name!r}"
+                f"Received: {of_training[0]!r}"
             )
         if kwargs.get("executions_per_trial", 1) != 1:
             raise ValueError(
@@ -113,10 +119,12 @@ class CrossValidation(Tuner):
             **fit_kwargs: `epochs`, `batch_size`, `callbacks`, `sample_weight`... Callbacks see the
                 fold held out as validation data; where they stop early, the refitted model stops
                 after as many epochs as the folds took, and those that monitor `val_...` are left
-                out of it.
+                out of it. For callbacks that write files pass a function of a directory that
+                returns them: each training calls it with a `pathlib.Path` of its own.
 
         Raises:
-            ValueError: for a class with fewer examples than folds, and data of another form.
+            ValueError: for a class with fewer examples than folds, data of another form, and
+                callbacks that would write to one file in all trainings.
         """
         for name in ("validation_data", "validation_split"):
             if fit_kwargs.get(name) is not None:
@@ -124,8 +132,9 @@ class CrossValidation(Tuner):
                     f"`search` must not have a `{name}`: cross-validation holds out its own. "
                     f"Received: `{name}`"
                 )
-        if hasattr(x, "element_spec"):
-            examples: _Arrays | _Dataset = _Dataset(x, fit_kwargs.pop("batch_size", 32))
+        _refuse_shared_files(fit_kwargs.get("callbacks"))
+        if reading.is_dataset(x):
+            examples: _Arrays | _Dataset = _Dataset(x, y, fit_kwargs.pop("batch_size", None) or 32)
         else:
             examples = _Arrays(x, y, fit_kwargs.pop("sample_weight", None))
         counts = np.bincount(examples.labels, minlength=getattr(self.hypermodel, "num_classes", 0))
@@ -147,8 +156,9 @@ class CrossValidation(Tuner):
         self._fold_of = assign_folds(examples.labels, self.folds, self.seed)
         super().search(x, y, **fit_kwargs)
 
-    def _settings(self):
+    def settings(self):
         return {
+            **super().settings(),
             "folds": self.folds,
             "seed of folds": self.seed,
             "labels": content(self._examples.labels),
@@ -163,7 +173,8 @@ class CrossValidation(Tuner):
             error = np.std(values, ddof=1) / np.sqrt(self.folds)
             metrics[f"val_{name}"] = float(np.mean(values))
             metrics[f"val_{name}_standard_error"] = float(error)
-        return metrics
+        objective = self.oracle.objective
+        return {objective.name: float(objective.get_value(metrics)), **metrics}
 
     def load_model(self, trial: keras_tuner.engine.trial.Trial) -> keras.Model:
         path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / "refitted.keras"
@@ -176,11 +187,6 @@ class CrossValidation(Tuner):
                 "refitted",
                 np.ones(len(self._fold_of), bool),
                 epochs=round(np.mean([result["epochs"] for result in results])),
-                callbacks=[
-                    callback
-                    for callback in self._fit_kwargs.get("callbacks") or []
-                    if not str(getattr(callback, "monitor", None)).startswith("val_")
-                ],
             )
             part = path.with_name("part.keras")
             model.save(part)
@@ -216,16 +222,29 @@ class CrossValidation(Tuner):
         write_atomically(path, json.dumps(result))
         return result
 
+    def _callbacks(self, trial, part):
+        """Returns the callbacks of one training, which share no file with those of another."""
+        given = self._fit_kwargs.get("callbacks")
+        if callable(given):
+            directory = pathlib.Path(self.get_trial_dir(trial.trial_id), part)
+            directory.mkdir(parents=True, exist_ok=True)
+            return keras.tree.flatten(given(directory))
+        callbacks = copy.deepcopy(keras.tree.flatten(given or []))
+        for callback in callbacks:
+            if isinstance(callback, keras.callbacks.TensorBoard):  # As KerasTuner does.
+                callback.log_dir = os.path.join(callback.log_dir, trial.trial_id, part)
+        return callbacks
+
     def _fit(self, trial, part, chosen, **overrides):
         """Returns a model trained on the chosen examples, and how many epochs made it."""
         hp = trial.hyperparameters
         model = self.build(hp)
         check_measured(self.oracle.objective, model)
         fit_kwargs = {**self._fit_kwargs, **overrides}
-        callbacks = copy.deepcopy(fit_kwargs.pop("callbacks", None) or [])
-        for callback in callbacks:
-            if getattr(callback, "log_dir", None):  # As KerasTuner does for its executions.
-                callback.log_dir = os.path.join(callback.log_dir, trial.trial_id, part)
+        callbacks = self._callbacks(trial, part)
+        if "validation_data" not in fit_kwargs:
+            callbacks = [c for c in callbacks if not _monitors_held_out(c)]
+        fit_kwargs.pop("callbacks", None)
         fit_kwargs = {**fit_kwargs, **self._examples.of(chosen, shuffle=True)}
         self.hypermodel.fit(hp, model, **fit_kwargs, callbacks=callbacks)
         history = model.history
@@ -240,39 +259,79 @@ class CrossValidation(Tuner):
             # It may have begun after the last epoch, and restored nothing.
             if stops and callback.restore_best_weights and callback.best is not None:
                 return model, callback.best_epoch + 1
-        return model, len(history.epoch)
+        # One that went on from a backup reports the last epochs only.
+        return model, history.epoch[-1] + 1 if history.epoch else fit_kwargs.get("epochs", 1)
+
+
+def assign_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Returns the fold `(N,)` of each example: every class is spread evenly over the folds."""
+    rng = np.random.default_rng(seed)
+    fold_of = np.empty(len(labels), "int64")
+    start = 0
+    for k in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == k))
+        # Going on where the last class ended keeps the folds of one size.
+        fold_of[members] = np.arange(start, start + len(members)) % folds
+        start += len(members)
+    return fold_of
+
+
+def _monitors_held_out(callback):
+    return str(getattr(callback, "monitor", None)).startswith("val_")
+
+
+def _refuse_shared_files(callbacks):
+    """Raises for a callback that names a file, which every training would write to."""
+    if callable(callbacks):
+        return  # It gets a directory for each.
+    for callback in keras.tree.flatten(callbacks or []):
+        if isinstance(callback, keras.callbacks.TensorBoard):
+            continue
+        kinds = [k for k in type(callback).__mro__ if not k.__module__.startswith("keras.")]
+        for name, value in [item for held in (callback, *kinds) for item in vars(held).items()]:
+            if _is_path(name, value):
+                raise ValueError(
+                    "`callbacks` that write files must come from a function of a directory, which "
+                    "each training calls with one of its own: `callbacks=lambda directory: "
+                    "[keras.callbacks.CSVLogger(directory / 'log.csv')]`. In one place the folds "
+                    "would overwrite, or start from, what the others left there. "
+                    f"Received: {type(callback).__name__} with {name}={str(value)[:100]!r}"
+                )
+
+
+def _is_path(name, value):
+    """Returns whether an attribute holds a path: by its type, its name or its form."""
+    if isinstance(value, os.PathLike):
+        return True
+    if not isinstance(value, str) or not value or name.startswith("__"):
+        return False
+    is_named = name.lower().endswith(("path", "file", "filename", "dir", "directory", "folder"))
+    return is_named or "/" in value or os.sep in value or bool(re.search(r"\w\.\w{1,8}$", value))
 
 
 class _Arrays:
     """Examples in arrays, of which `of` takes some for `fit` and `evaluate`."""
 
     def __init__(self, x, y, sample_weight):
-        if y is None:
-            raise ValueError("`search` needs labels `y` with arrays. Received: y=None")
-        self.arrays = {
-            "x": keras.tree.map_structure(np.asarray, x),
-            "y": targets.as_numpy("`y`", y),
-        }
-        self.settings = {"weights": content(sample_weight)}
+        examples = reading.examples(x, y, sample_weight)
+        self.arrays = {"x": examples.x, "y": examples.y}
         if sample_weight is not None:
-            self.arrays["sample_weight"] = targets.as_numpy("`sample_weight`", sample_weight)
+            self.arrays["sample_weight"] = examples.sample_weight
+        self.settings = {"weights": content(sample_weight)}
         self.labels = targets.class_ids("y", y)
-        sizes = {len(array) for array in keras.tree.flatten(self.arrays)}
-        if len(sizes) > 1:
-            raise ValueError(f"All arrays must have one length. Received: lengths {sorted(sizes)}")
 
     def of(self, chosen, shuffle=False):
         # `fit` shuffles arrays.
-        return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
+        return reading.choose(self.arrays, chosen)
 
 
 class _Dataset:
     """Examples in a `tf.data.Dataset`, of which `of` takes some by their index."""
 
-    def __init__(self, dataset, batch_size):
+    def __init__(self, dataset, y, batch_size):
         self.dataset, self.batch_size = dataset, batch_size
         self.settings = {"size of batches": int(batch_size)}
-        self.labels = targets.class_ids("y", batches.labels_of_examples(dataset, "x"))
+        self.labels = targets.class_ids("y", reading.labels_of_examples(dataset, y, "x"))
 
     def of(self, chosen, shuffle=False):
         import tensorflow as tf

@@ -2,86 +2,151 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from keras_balanced.backends import probability_layer
-from keras_balanced.losses import BalancedLoss, GCALoss, GLALoss
-from keras_balanced.surrogates import Surrogate
-from keras_balanced.validation import check_number
+from keras_balanced.decisions import decision_of
+from keras_balanced.losses import LOSSES, BalancedLoss
+from keras_balanced.surrogates import FAMILIES, Surrogate
+from keras_balanced.tuning.fingerprint import checksums, differences
+from keras_balanced.validation import as_array, check_number
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
+    from keras_balanced.decisions import Decision
     from keras_balanced.validation import ClassMix
 
-__all__ = ["OPTION", "Q", "check_model", "loss_grid", "suggest", "suggest_loss"]
+__all__ = ["Q", "check_model", "loss_grid", "suggest", "suggest_loss"]
 
-_LOSSES = {"gla": GLALoss, "gca": GCALoss}
-# What each loss has to choose beside q.
-OPTION = {"gla": "tau", "gca": "margins"}
 # The grid of Cortes et al. (2025).
 Q = tuple(i / 10 for i in range(10))
+# Where an Optuna study keeps what its grid is.
+_ATTRIBUTE = "keras_balanced: losses"
 
 
 def loss_grid(
     priors: ClassMix,
-    losses: Sequence[Literal["gla", "gca"] | BalancedLoss],
-    q: Sequence[float],
-    tau: Sequence[float | None],
-    margins: Sequence[Literal["cube_root"] | ArrayLike | None],
+    losses: Sequence[str | BalancedLoss] = tuple(FAMILIES),
+    q: Sequence[float] = Q,
+    *,
     target_priors: ClassMix | None = None,
+    **options: Sequence[Any],
 ) -> dict[tuple[str, float, str], BalancedLoss]:
-    """Returns a dict of `(loss, q, option)` to the loss: each distinct one, once."""
-    for name, values in (("losses", losses), ("q", q), ("tau", tau), ("margins", margins)):
+    """Returns the distinct losses of a grid, each once.
+
+    At `q = 0`, where `1 / (1 - q)` is 1, GLA with `tau=None` and with `tau=1` is one loss. Unequal
+    margins come only with `q < min(margins) / max(margins)`, beyond which the loss can have no
+    minimum.
+
+    Args:
+        priors: Class mix of the training data: `K` counts or probabilities, or an adapted
+            `ClassPrior`.
+        losses: `"gla"`, `"gca"`, and any `BalancedLoss` as it is, under its name.
+        q: Values of `q`, each in `[0, 1)`.
+        target_priors: Class mix to be good at, as `priors`, for all losses. `None` is uniform.
+        options: Lists of further values: `tau` of GLA (by default `None`, which is `1 / (1 - q)`,
+            and 1), `margins` of GCA (by default `"cube_root"` and `None`; or `K` positive numbers).
+
+    Returns:
+        A dict of `(name, q, option)` to the loss; `option` is the value of `tau` or `margins` in
+        words, `"as given"` for a loss that was given.
+
+    Raises:
+        ValueError: for an empty grid and values out of their range.
+
+    Example:
+
+    >>> for point, loss in loss_grid([90, 10], ["gla"], [0.0, 0.5]).items():
+    ...     print(point, loss)
+    ('gla', 0.0, '1/(1-q)') GLALoss(priors=[90.0, 10.0])
+    ('gla', 0.5, '1/(1-q)') GLALoss(priors=[90.0, 10.0], q=0.5)
+    ('gla', 0.5, '1') GLALoss(priors=[90.0, 10.0], q=0.5, tau=1.0)
+    """
+    for name, values in (("losses", losses), ("q", q), *options.items()):
         if isinstance(values, str) or not np.iterable(values) or not len(values):
             raise ValueError(
                 f"`{name}` must be a list of at least one value. Received: {name}={values!r}"
             )
+    _check_options(options)
     own = [loss for loss in losses if isinstance(loss, BalancedLoss)]
     names = [loss for loss in losses if not isinstance(loss, BalancedLoss)]
-    if not all(name in _LOSSES for name in names):
+    if not all(name in FAMILIES for name in names):
         raise ValueError(
-            f"`losses` must be of {list(_LOSSES)}, or a `BalancedLoss`. Received: losses={losses!r}"
+            f"`losses` must be of {list(FAMILIES)}, or a `BalancedLoss`. "
+            f"Received: losses={losses!r}"
         )
-    options: dict[str, dict[str, dict]] = {
-        "gla": {_tau_label(value): {"tau": value} for value in tau},
-        "gca": {_margins_label(value): {"margins": value} for value in margins},
-    }
     q = sorted({check_number("q", value, low=0.0, high=1.0) for value in q})
     grid: dict[tuple[str, float, str], BalancedLoss] = {}
-    seen = set()
     for name in dict.fromkeys(names):
-        for value in q:
-            for option, arguments in options[name].items():
-                loss = _LOSSES[name](priors, q=value, target_priors=target_priors, **arguments)
-                rho = loss.surrogate.margins
-                if value >= rho.min() / rho.max() and rho.min() < rho.max():
-                    continue
-                key = _identity(loss.surrogate)
-                if key not in seen:
-                    seen.add(key)
-                    grid[name, value, option] = loss
+        family = FAMILIES[name]
+        for value, option in itertools.product(q, options.get(family.option, family.values)):
+            arguments = {"q": value, "target_priors": target_priors, family.option: option}
+            loss = LOSSES[name](priors, **arguments)
+            if _has_minimum(loss) and not any(_are_one(loss, other) for other in grid.values()):
+                grid[name, value, _in_words(family, option)] = loss
     num_classes = len(Surrogate(priors, target_priors).priors)
     for loss in own:
-        if loss.surrogate.priors.shape != (num_classes,) or (loss.name, loss.surrogate.q) in {
-            key[:2] for key in grid
-        }:
-            raise ValueError(
-                f"A loss among `losses` must have the {num_classes} classes of `priors`, and a "
-                f"`name` of its own. Received: {loss!r} named {loss.name!r}"
-            )
+        _check_own(loss, num_classes, grid)
         grid[loss.name, loss.surrogate.q, "as given"] = loss
     if not grid:
         raise ValueError(
             "No loss is left to search: with unequal margins `q` must be less than "
-            f"min(margins) / max(margins). Received: q={q}, margins={margins!r}"
+            f"min(margins) / max(margins). Received: q={q}, {options}"
         )
     return grid
+
+
+def _check_options(options):
+    known = [family.option for family in FAMILIES.values()]
+    if unknown := sorted(options.keys() - set(known)):
+        raise ValueError(
+            f"The options of the losses are {known}. Received: {unknown[0]}={options[unknown[0]]!r}"
+        )
+
+
+def _check_own(loss, num_classes, grid):
+    surrogate = loss.surrogate
+    fits = not surrogate.binary and len(surrogate.priors) == num_classes
+    if not fits or (loss.name, surrogate.q) in {point[:2] for point in grid}:
+        raise ValueError(
+            f"A loss among `losses` must have the {num_classes} classes of `priors`, and a "
+            f"`name` of its own. Received: {loss!r} named {loss.name!r}"
+        )
+
+
+def _has_minimum(loss):
+    rho = loss.surrogate.margins
+    return rho.min() == rho.max() or loss.q < rho.min() / rho.max()
+
+
+def _are_one(loss, other):
+    """Returns whether two losses of one class mix differ in nothing but rounding."""
+    for kind in (type(loss), type(other)):
+        if kind.logits is not BalancedLoss.logits or kind.call is not BalancedLoss.call:
+            return False  # They are more than a surrogate.
+    a, b = loss.surrogate, other.surrogate
+    return a.q == b.q and all(
+        np.allclose(getattr(a, name), getattr(b, name), rtol=1e-9, atol=1e-12)
+        for name in ("shift", "margins", "weights")
+    )
+
+
+def _in_words(family, value):
+    """Returns what a value of an option is, in words that no other value has."""
+    if value is None or isinstance(value, str):
+        return value or family.none
+    values = as_array(family.option, value, "numbers").ravel()
+    if np.ndim(value) == 0:
+        return np.format_float_positional(values[0], trim="-")
+    if len(values) <= 5:
+        shown = [np.format_float_positional(number, trim="-") for number in values]
+        return f"[{', '.join(shown)}]"
+    return f"[{values[0]:.6g}, ..., {values[-1]:.6g}] {zlib.crc32(values.tobytes()):08x}"
 
 
 def suggest(
@@ -105,7 +170,7 @@ def suggest(
         qs_of: dict[tuple, list] = {}
         for value, offered in of_q.items():
             qs_of.setdefault(tuple(offered), []).append(value)
-        label = OPTION.get(name, name)
+        label = FAMILIES[name].option if name in FAMILIES else name
         for shared, qs in sorted(qs_of.items(), key=lambda group: -len(group[0])):
             under_q = [(q_name, qs)] if len(qs) < len(of_q) else []
             option = choose(label, list(shared), under_loss + under_q)
@@ -118,31 +183,34 @@ def suggest(
 def suggest_loss(
     trial: Any,
     priors: ClassMix,
-    losses: Sequence[Literal["gla", "gca"] | BalancedLoss] = ("gla", "gca"),
+    losses: Sequence[str | BalancedLoss] = tuple(FAMILIES),
     q: Sequence[float] = Q,
-    tau: Sequence[float | None] = (None, 1.0),
-    margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
+    *,
     target_priors: ClassMix | None = None,
-) -> BalancedLoss:
+    decision: Callable[[BalancedLoss], Decision | BalancedLoss] | None = None,
+    **options: Sequence[Any],
+) -> BalancedLoss | tuple[BalancedLoss, Decision | None]:
     """Suggests a loss to an Optuna trial: each distinct one of a grid is one set of parameters.
 
     The parameters are those of `BalancedHyperModel`: `loss`, `q`, `tau` and `margins`, each only
     where it has a choice. Any sampler of Optuna works; `BruteForceSampler` takes the whole grid.
+    Optuna cannot change what a parameter offers: a study has one grid, and refuses another.
 
     Args:
         trial: `optuna.Trial` of a study that maximises the balanced accuracy on held-out data.
-        priors: As in `BalancedHyperModel`, like all that follow.
+        priors: As in `loss_grid`, like all that follow.
         losses: The losses to search.
         q: The values of `q`.
-        tau: The values of `tau` under GLA.
-        margins: The values of `margins` under GCA.
         target_priors: Class mix to be good at. `None` is uniform.
+        decision: Function `loss -> Decision`, to have the decision of the loss with it.
+        options: Lists of values of `tau` and of `margins`.
 
     Returns:
-        The loss to train with.
+        The loss to train with; with `decision` a pair of it and its decision.
 
     Raises:
-        ValueError: for an empty grid and values out of their range.
+        ValueError: for an empty grid and values out of their range, and for another grid than
+            that of the study's first trial.
 
     Example:
 
@@ -156,6 +224,9 @@ def suggest_loss(
     >>> print(loss.name, loss.q)
     gca_loss 0.2
     """
+    grid = loss_grid(priors, losses, q, target_priors=target_priors, **options)
+    if (study := getattr(trial, "study", None)) is not None:
+        _check_study(study, checksums(grid))
     chosen: dict[str, Any] = {}
 
     def choose(name, values, conditions):
@@ -166,7 +237,21 @@ def suggest_loss(
             chosen[name] = trial.suggest_categorical(name, values) if is_choice else values[0]
         return chosen[name]
 
-    return suggest(loss_grid(priors, losses, q, tau, margins, target_priors), choose)
+    loss = suggest(grid, choose)
+    return loss if decision is None else (loss, decision_of(decision)(loss))
+
+
+def _check_study(study, losses):
+    """Raises if a study is of other losses, and else writes down these."""
+    before = study.user_attrs.get(_ATTRIBUTE)
+    if before is None:
+        study.set_user_attr(_ATTRIBUTE, losses)
+    elif before != losses:
+        raise ValueError(
+            "An Optuna study must have one grid of losses: take another `study_name`, or "
+            "`tuning.GridSearch`, whose grid may grow. "
+            f"Received, before and now: {differences(before, losses)}"
+        )
 
 
 def check_model(model: keras.Model, num_classes: int) -> None:
@@ -185,23 +270,3 @@ def check_model(model: keras.Model, num_classes: int) -> None:
                 f"`build` must return a model with one logit for each of the {num_classes} "
                 f"classes of `priors`. Received: outputs of shape {shape}"
             )
-
-
-def _tau_label(tau):
-    return "1/(1-q)" if tau is None else f"{check_number('tau', tau):g}"
-
-
-def _margins_label(margins):
-    """Returns a label of what the margins are, so that no others ever have it."""
-    if margins is None or isinstance(margins, str):
-        return margins or "equal"
-    values = np.asarray(margins, "float64").ravel()
-    if len(values) <= 5:
-        return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
-    return f"[{values[0]:.6g}, ..., {values[-1]:.6g}] {zlib.crc32(values.tobytes()):08x}"
-
-
-def _identity(surrogate):
-    """Returns what two surrogates share if, and only if, they are the same loss."""
-    parts = [surrogate.shift, surrogate.margins, surrogate.weights]
-    return (surrogate.q, *np.concatenate(parts).round(9) + 0.0)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import keras
 import keras_tuner
 import numpy as np
 
+from keras_balanced.backends import compile_arguments
+from keras_balanced.decisions import Decision, decision_of
+from keras_balanced.layers import refuse_adjusted_twice
 from keras_balanced.losses import BalancedLoss
-from keras_balanced.metrics import BalancedAccuracy
+from keras_balanced.metrics import BalancedAccuracy, warn_of_other_decisions
+from keras_balanced.surrogates import FAMILIES
 from keras_balanced.tuning.grid import Q, check_model, loss_grid, suggest
 from keras_balanced.tuning.oracle import choose
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from keras_balanced.losses import GCALoss, GLALoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["BalancedHyperModel", "check_measured", "check_objective"]
+__all__ = ["BalancedHyperModel", "check_measured", "check_objective", "objective_names"]
 
 
 class BalancedHyperModel(keras_tuner.HyperModel):
@@ -30,29 +31,30 @@ class BalancedHyperModel(keras_tuner.HyperModel):
 
     The hyperparameters are `loss` (`"gla"` or `"gca"`), `q`, `tau` under GLA (`"1/(1-q)"` is the
     default of the loss) and `margins` under GCA. Each distinct loss comes up once: a
-    hyperparameter is there only where it has a choice, so at `q = 0`, where `1 / (1 - q)` is 1,
-    `tau` does not offer both. Unequal margins come only with `q < min(margins) / max(margins)`,
-    beyond which the loss can have no minimum. If this leaves GCA with other values of `q` than
-    GLA, the two have `gla_q` and `gca_q`.
+    hyperparameter is there only where it has a choice (see `loss_grid`). If the losses have
+    different values of `q`, the hyperparameters are `gla_q` and `gca_q`. A hypermodel can be
+    pickled if `build` can.
 
     Args:
         build: Function `build(hp)` or `build()` that returns a `keras.Model` from inputs to
-            logits `(B, K)`. It may use hyperparameters of its own, and compile the model to choose
-            the optimizer and metrics of its own: the loss is replaced.
+            logits `(B, K)`. It may use hyperparameters of its own, and compile the model: all that
+            it compiles is kept, except the loss. Of a metric and a weighted metric of one name the
+            weighted one has it, and is the objective; the other becomes `unweighted_...`.
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
             `ClassPrior`.
         losses: The losses to search: `"gla"`, `"gca"`, and any `BalancedLoss` as it is, under its
             name.
         q: The values of `q` to search, each in `[0, 1)`.
-        tau: The values of `tau` to search under GLA. `None` is `1 / (1 - q)`.
-        margins: The values of `margins` to search under GCA: `"cube_root"`, `None` (equal) or
-            vectors of `K` positive numbers.
+        target_priors: Class mix to be good at, as `priors`, for all losses. `None` is uniform.
+        decision: Function `loss -> Decision`, by which the metrics of recalls of a trial predict;
+            `None` (default) is the default decision of its loss. Metrics that have one keep it.
         compile_kwargs: Optional dict of arguments of `model.compile`: `optimizer`, `metrics` to
-            have beside the balanced accuracy, `jit_compile`...
+            have beside the balanced accuracy, `jit_compile`... They go before those of `build`.
         seed: Seed set before each build: all configurations start alike, and a resumed search
             trains as an uninterrupted one would. `None` (default) sets none; keep to it with
             `executions_per_trial` above 1, whose executions would be copies.
-        target_priors: Class mix to be good at, as `priors`, for all losses. `None` is uniform.
+        options: Lists of further values to search, as in `loss_grid`: `tau` under GLA, `margins`
+            under GCA.
 
     Raises:
         ValueError: for an empty grid and values out of their range; when it builds, for a model
@@ -77,31 +79,34 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         self,
         build: Callable[..., keras.Model],
         priors: ClassMix,
-        losses: Sequence[Literal["gla", "gca"] | BalancedLoss] = ("gla", "gca"),
+        losses: Sequence[str | BalancedLoss] = tuple(FAMILIES),
         q: Sequence[float] = Q,
-        tau: Sequence[float | None] = (None, 1.0),
-        margins: Sequence[Literal["cube_root"] | ArrayLike | None] = ("cube_root", None),
+        *,
+        target_priors: ClassMix | None = None,
+        decision: Callable[[BalancedLoss], Decision | BalancedLoss] | None = None,
         compile_kwargs: dict[str, Any] | None = None,
         seed: int | None = None,
-        target_priors: ClassMix | None = None,
+        **options: Sequence[Any],
     ):
         if not callable(build):
             raise ValueError(
                 f"`build` must be a function that returns a model. Received: build={build!r}"
             )
         self.compile_kwargs = dict(compile_kwargs or {})
+        self.decide = decision_of(decision)
+        self._has_warned = False
         if "loss" in self.compile_kwargs:
             raise ValueError(
                 "`compile_kwargs` must not have a `loss`, which the search chooses. "
                 f"Received: loss={self.compile_kwargs['loss']!r}"
             )
-        self.grid = loss_grid(priors, losses, q, tau, margins, target_priors)
+        self.grid = loss_grid(priors, losses, q, target_priors=target_priors, **options)
         surrogate = next(iter(self.grid.values())).surrogate
         self.num_classes = len(surrogate.priors)
         # Classes that occur: each needs examples.
         self.class_ids = np.flatnonzero(surrogate.occurs)
         self.seed = seed
-        self._user_build = build if inspect.signature(build).parameters else lambda hp: build()
+        self._user_build = build
         super().__init__()
 
     @property
@@ -109,43 +114,71 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         """The `keras_tuner.Objective` for every tuner: the largest `val_balanced_accuracy`."""
         return keras_tuner.Objective("val_balanced_accuracy", "max")
 
-    def loss(self, hp: keras_tuner.HyperParameters) -> GLALoss | GCALoss:
+    def loss(self, hp: keras_tuner.HyperParameters) -> BalancedLoss:
         """Returns the loss that hyperparameters choose, and adds to `hp` those that it lacks.
 
         Args:
             hp: `keras_tuner.HyperParameters`, such as those of a trial.
 
         Returns:
-            A `GLALoss` or `GCALoss`.
+            A loss of the grid.
         """
         return suggest(self.grid, functools.partial(choose, hp))
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
-        model = self._user_build(hp)
+        model = self._user_build(hp) if _takes_argument(self._user_build) else self._user_build()
+        loss = self.loss(hp)
         try:
             check_model(model, self.num_classes)
+            refuse_adjusted_twice(model, loss)
         except ValueError as error:
             # Which KerasTuner does not take for a failed trial.
             raise keras_tuner.errors.FatalValueError(str(error)) from error
-        loss = self.loss(hp)
-        arguments = keras.tree.map_structure(lambda value: _fresh(value, loss), self.compile_kwargs)
-        if model.compiled:
-            arguments.setdefault("optimizer", model.optimizer)
-        metrics = arguments.pop("metrics", None) or []
-        metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
-        names = {_name(metric) for metric in metrics}
-        metrics += [_fresh(m, loss) for m in _compiled_metrics(model) if _name(m) not in names]
-        if not any(isinstance(metric, BalancedAccuracy) for metric in metrics):
-            metrics.append(BalancedAccuracy(self.num_classes, loss=loss))
-        model.compile(**arguments, loss=loss, metrics=metrics)
+        arguments = self._compile_arguments(model, loss)
+        # Of a subclass with a `compile` of its own, what that keeps stays.
+        compile_ = keras.Model.compile if model.compiled else type(model).compile
+        compile_(model, **arguments, loss=loss)
+        if not self._has_warned and (decision := self.decide(loss)) is not None:
+            warn_of_other_decisions(model, decision)
+        self._has_warned = True
         if model.built:  # So that a checkpoint finds the optimizer's variables.
             model.optimizer.build(model.trainable_variables)
         return model
 
+    def _compile_arguments(self, model, loss):
+        """Returns what `compile` is to get beside the loss."""
+        kept = compile_arguments(model)
+        given = keras.tree.map_structure(_copy, self.compile_kwargs)
+        arguments = {**kept, **given}
+        for name in ("metrics", "weighted_metrics"):
+            first = _as_list(given.get(name))
+            names = {_name(metric) for metric in first}
+            metrics = first + [m for m in _as_list(kept.get(name)) if _name(m) not in names]
+            arguments[name] = [self._with_decision(metric, loss) for metric in metrics]
+        weighted = {_name(metric) for metric in arguments["weighted_metrics"]}
+        metrics = [m for metric in arguments["metrics"] if (m := _beside(metric, weighted))]
+        every = metrics + arguments["weighted_metrics"]
+        if not any(isinstance(metric, BalancedAccuracy) for metric in every):
+            ours = BalancedAccuracy(self.num_classes, ignore_class=loss.ignore_class)
+            metrics.append(self._with_decision(ours, loss))
+        arguments["metrics"] = metrics
+        return {name: value for name, value in arguments.items() if value != []}
+
+    def _with_decision(self, metric, loss):
+        """Returns a metric; of ours one that decides, and looks at the posterior, as the trial."""
+        if type(metric).__module__ != BalancedAccuracy.__module__:
+            return metric
+        config = metric.get_config()
+        if "decision" in config and config["decision"] is None:
+            return type(metric).from_config({**config, "decision": self.decide(loss)})
+        if config.get("loss", loss) is None and not config["from_logits"]:
+            return type(metric).from_config({**config, "loss": loss})
+        return metric
+
     def fit(self, hp, model, *args, **kwargs):
-        if repr(model.loss) != repr(self.loss(hp)):
+        if model.loss != self.loss(hp):
             raise keras_tuner.errors.FatalValueError(
                 "The tuner must leave the loss to the hypermodel. Received: a model compiled with "
                 f"loss={model.loss!r} in place of {self.loss(hp)!r}"
@@ -169,7 +202,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
 
 def check_objective(objective: Any) -> None:
     """Raises if an objective (or one of several) is a loss."""
-    losses = [name for name in _names_of(objective) if name.endswith("loss")]
+    losses = [name for name in objective_names(objective) if name.endswith("loss")]
     if losses:
         raise keras_tuner.errors.FatalValueError(
             "The objective must not be a loss, whose scale moves with `q`: the largest `q` would "
@@ -179,11 +212,10 @@ def check_objective(objective: Any) -> None:
 
 def check_measured(objective: Any, model: keras.Model, has_held_out: bool = True) -> None:
     """Raises unless a compiled model measures an objective, or all of several."""
-    try:
-        measured = sorted({_name(metric) for metric in _compiled_metrics(model)})
-    except ValueError:  # Not registered: then nobody can tell.
-        return
-    for name in _names_of(objective):
+    compiled = compile_arguments(model)
+    metrics = [m for name in ("metrics", "weighted_metrics") for m in _as_list(compiled.get(name))]
+    measured = sorted(map(_name, metrics))
+    for name in objective_names(objective):
         of_held_out = name.startswith("val_")
         if of_held_out and not has_held_out:
             raise keras_tuner.errors.FatalValueError(
@@ -196,29 +228,23 @@ def check_measured(objective: Any, model: keras.Model, has_held_out: bool = True
             )
 
 
-def _names_of(objective):
+def objective_names(objective: Any) -> list[str]:
+    """Returns the name of an objective, or those of several."""
     if objective is None:
         return []
     names = getattr(objective, "name_to_direction", [getattr(objective, "name", "")])
     return [name for name in names if name != "multi_objective"]
 
 
-def _compiled_metrics(model):
-    """Returns copies of the metrics with which a model was compiled."""
-    if not model.compiled:
-        return []
-    config = model.get_compile_config() or {}
-    found = []
-    for name in ("metrics", "weighted_metrics"):
-        try:
-            found += keras.tree.flatten(keras.saving.deserialize_keras_object(config.get(name)))
-        except (TypeError, ValueError) as error:
-            raise keras_tuner.errors.FatalValueError(
-                "The metrics of a model must be registered with Keras, as "
-                "`keras.saving.register_keras_serializable` does, or be in `compile_kwargs`. "
-                f"Received: {error}"
-            ) from error
-    return [metric for metric in found if metric is not None]
+def _takes_argument(build):
+    """Returns whether a function takes hyperparameters: one argument that has no default."""
+    first = next(iter(inspect.signature(build).parameters.values()), None)
+    return first is not None and (first.default is first.empty or first.name == "hp")
+
+
+def _as_list(metrics):
+    """Returns metrics as `compile` takes them as a list."""
+    return [metric for metric in keras.tree.flatten(metrics) if metric is not None]
 
 
 def _name(metric):
@@ -227,15 +253,16 @@ def _name(metric):
     return getattr(metric, "name", None) or getattr(metric, "__name__", type(metric).__name__)
 
 
-def _fresh(value, loss):
-    """Returns a copy of an optimizer or metric, which belong to one model each.
+def _copy(value):
+    """Returns a copy of an optimizer or metric, which belong to one model each."""
+    is_of_model = isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric))
+    return type(value).from_config(value.get_config()) if is_of_model else value
 
-    A metric of ours decides by the posterior of the trial's loss, as the model will be served.
-    """
-    if not isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric)):
-        return value
-    config = value.get_config()
-    if type(value).__module__ == BalancedAccuracy.__module__ and not config["loss"]:
-        from_logits = config.get("from_logits", False)
-        config["loss"] = None if from_logits else keras.saving.serialize_keras_object(loss)
-    return type(value).from_config(config)
+
+def _beside(metric, weighted):
+    """Returns a metric under another name than the weighted ones, `None` if it cannot have one."""
+    if _name(metric) not in weighted:
+        return metric
+    if not isinstance(metric, keras.metrics.Metric):
+        return None  # A function or a name: weighted it is measured.
+    return type(metric).from_config({**metric.get_config(), "name": f"unweighted_{metric.name}"})

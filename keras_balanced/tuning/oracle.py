@@ -11,14 +11,19 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
 
-from keras_balanced.tuning.fingerprint import agree, fingerprint, write_atomically
+from keras_balanced.tuning.fingerprint import (
+    as_json,
+    check_same_search,
+    fingerprint,
+    write_atomically,
+)
 
 __all__ = [
     "GridSearch",
     "GridSearchOracle",
     "Tuner",
     "choose",
-    "mend",
+    "reconcile_with_trials",
     "resumable",
     "save_atomically",
 ]
@@ -144,7 +149,7 @@ class GridSearchOracle(_AtomicOracle):
 
     def reload(self) -> None:
         super().reload()
-        mend(self)
+        reconcile_with_trials(self)
 
     def ask(self, populate):
         """Returns the space that the script asks for now, and not that of its first run."""
@@ -184,16 +189,26 @@ class Tuner(keras_tuner.Tuner, _AtomicSave):
     It knows what it searched, too: rerun with another problem in the same directory, it refuses.
     """
 
+    def __init__(self, oracle: keras_tuner.Oracle, hypermodel: Any = None, **kwargs: Any):
+        if kwargs.get("overwrite") and "KERASTUNER_ORACLE_IP" in os.environ:
+            raise ValueError(
+                "`overwrite` must be left out where several workers search: each that starts would "
+                "delete what the others have done. Received: overwrite=True in the process "
+                f"{os.environ.get('KERASTUNER_TUNER_ID')!r}"
+            )
+        super().__init__(oracle, hypermodel, **kwargs)
+
     def search(self, *args: Any, **kwargs: Any) -> None:
         is_local = "://" not in str(self.project_dir)
         if is_local and (args or "x" in kwargs):  # Without data it only looks at what is there.
-            what = fingerprint(self.hypermodel, self.oracle, args, kwargs) | self._settings()
-            agree(pathlib.Path(self.project_dir, "fingerprint.json"), what)
+            what = fingerprint(self.hypermodel, self.oracle, args, kwargs) | self.settings()
+            check_same_search(pathlib.Path(self.project_dir, "fingerprint.json"), what)
         super().search(*args, **kwargs)
 
-    def _settings(self):
+    def settings(self):
         """Returns what else the results of a search depend on, for its fingerprint."""
-        return {}
+        names = ("optimizer", "loss", "metrics", "executions_per_trial")
+        return {name: as_json(getattr(self, name)) for name in names}
 
     def build(self, hp):
         """Returns a model as KerasTuner builds it: under its strategy, at most of its size."""
@@ -204,7 +219,7 @@ class Tuner(keras_tuner.Tuner, _AtomicSave):
             return super().reload()
         if not isinstance(self.oracle, GridSearchOracle):
             super().reload()
-            return mend(self.oracle)
+            return reconcile_with_trials(self.oracle)
         # KerasTuner looks at the hypermodel in the first run only.
         asked = self.oracle.ask(self._populate_initial_space)
         super().reload()
@@ -350,7 +365,7 @@ def choose(hp, name, values, conditions=()):
     return value
 
 
-def mend(oracle):
+def reconcile_with_trials(oracle):
     """Brings an oracle that was read back into agreement with its trials.
 
     A trial is written just before the oracle is, and a chief writes a trial that ended as still

@@ -1,0 +1,200 @@
+"""The recipe of the literature on the cores of one machine: a queue that goes on by itself.
+
+    make long                     # takes the rows below in order, a training of one thread per core
+    make quiet CMD="..."          # the queue stands still while a command is timed
+
+ResNet-32 on 32x32 images, 200 epochs, a long tail of ratio 100. Each result is appended to
+`--output` as it ends. The queue can be cut off and started again at any time: it does nothing
+twice, and loses at most an epoch of each training. SIGTERM and Ctrl-C end it after the epochs under
+way. In `--folder` are the backups, and of each training the state at epoch 160 and the final
+weights with the logits of the test set (and of the hold-out, if there is one).
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+from multiprocessing import connection
+from typing import NamedTuple
+
+import accuracy
+import backups
+import long_tailed_cifar
+import numpy as np
+
+import keras_balanced
+from keras_balanced import datasets
+
+RECIPE = accuracy.PROTOCOLS["paper"]._replace(l2=(1e-4,), dtype="mixed_bfloat16", threads=1)
+NOMINAL_SPEED = 400  # Images a second, until one has been measured.
+SIZES = {"digits": (10, 124), "cifar10": (10, 5000), "cifar100": (100, 500)}  # K, n_max.
+
+
+class Row(NamedTuple):
+    """One training of the queue."""
+
+    loss: str
+    seed: int = 0
+    dataset: str = "cifar10"
+    held_out: bool = False
+    dtype: str | None = "mixed_bfloat16"
+
+    def job(self):
+        """Returns the settings and the recipe."""
+        recipe = RECIPE._replace(
+            datasets=(self.dataset,), seeds=(self.seed,), losses=(self.loss,), dtype=self.dtype
+        )
+        of = accuracy.selections(recipe, True) if self.held_out else accuracy.finals(recipe, {})
+        return of[0], recipe
+
+    def title(self):
+        settings, recipe = self.job()
+        held_out = ["held out"] * self.held_out
+        return " ".join([accuracy.title(settings), *held_out, recipe.dtype or "float32"])
+
+
+ROWS = (
+    Row("ce"),
+    Row("logit_adjusted"),
+    # From epoch 160 of cross-entropy.
+    *map(Row, ("gca_deferred", "gca_consistent_deferred", "ce_drw", "logit_adjusted_deferred")),
+    *map(Row, ("ldam_drw", "vs", "gca", "gla_q0.2", "weighted")),
+    *(Row(loss, seed) for seed in (1, 2) for loss in ("ce", "logit_adjusted", "gca_deferred")),
+    *(Row(loss, held_out=True) for loss in ("ce", "logit_adjusted")),
+    Row("ce", dtype=None),
+    *(Row(loss, dataset="cifar100") for loss in ("ce", "logit_adjusted", "gca_deferred")),
+)
+
+
+@contextlib.contextmanager
+def only_queue(folder):
+    """Gives a function that writes the ids of this queue's processes to `<folder>/processes`.
+
+    The file is locked as long as the queue runs, and names processes only then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "processes").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SystemExit(f"A queue runs in {folder} already.") from error
+
+        def write(ids):
+            file.truncate(0)
+            file.write(" ".join(map(str, ids)))
+            file.flush()
+
+        write([os.getpid()])
+        yield write
+
+
+def ready(row, unfinished, states):
+    """Returns whether no unfinished row would save this one its first phase."""
+    settings, recipe = row.job()
+    donor = row._replace(loss=accuracy.first_phase(row.loss))
+    path = accuracy.first_phase_path(settings, recipe, states)
+    return donor == row or donor not in unfinished or path.exists()
+
+
+def hours(row, speed, states):
+    """Returns how long a row takes from its backup or from its donor's state, if there is one."""
+    settings, recipe = row.job()
+    images = sum(datasets.long_tail_counts(*SIZES[row.dataset], settings["ratio"]))
+    images *= 1 - settings["held_out"]
+    start = 0
+    unfinished = accuracy.backup_path(settings, recipe, states / "unfinished")
+    if unfinished.exists():
+        with np.load(unfinished) as file:
+            start = int(file["epoch"])
+    elif accuracy.first_phase(row.loss) != row.loss:
+        start = int(accuracy.SECOND_PHASE * recipe.epochs)
+    return images * (recipe.epochs - start) / speed / 3600
+
+
+def print_plan(left, done, states):
+    speeds = [run["result"]["images_per_second"] for run in done.values()]
+    speed, source = (speeds[-1], "as the last") if speeds else (NOMINAL_SPEED, "not yet measured")
+    print(f"{len(done)} rows done before, {len(left)} to do, at {speed} images/s ({source}):")
+    for row in left:
+        print(f"  {hours(row, speed, states):5.1f} hours  {row.title()}")
+    print(end="", flush=True)
+
+
+def train(row, output, states):
+    """Trains a row in a process of its own and writes its result."""
+    accuracy.end_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: backups.STOP.set())
+    settings, recipe = row.job()
+    unfinished = states / "unfinished"
+    line = accuracy.run(settings, recipe, unfinished, keep=states)
+    accuracy.append(output, line)
+    accuracy.backup_path(settings, recipe, unfinished).unlink(missing_ok=True)
+    result = line["result"]
+    of = [100 * np.mean(result[key]) for key in ("recalls", "recalls_of_posterior")]
+    print(f"{row.title()}: {of[0]:.1f}, by posterior {of[1]:.1f}", flush=True)
+
+
+def results(output):
+    """Returns the results written so far by their settings and recipes."""
+    runs = long_tailed_cifar.resume(output)
+    return {json.dumps([run["settings"], run["recipe"]], sort_keys=True): run for run in runs}
+
+
+def run_queue(rows, output, folder, workers):
+    """Trains what has no result yet; returns the rows that failed."""
+    states = folder / "states"
+    found = results(output)
+    done = {row: found[key] for row in rows if (key := accuracy.key_of(*row.job())) in found}
+    left = [row for row in rows if row not in done]
+    print_plan(left, done, states)
+    accuracy.set_threads(RECIPE, workers)
+    spawn = multiprocessing.get_context("spawn")
+    running, failed = {}, []
+
+    def stop(*_):
+        backups.STOP.set()
+        for process in running.values():
+            process.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    with only_queue(folder) as write_ids:
+        while True:
+            for row in list(left):
+                free = len(running) < workers and not backups.STOP.is_set()
+                if free and ready(row, [*left, *running], states):
+                    left.remove(row)
+                    running[row] = spawn.Process(target=train, args=(row, output, states))
+                    running[row].start()
+            write_ids([os.getpid(), *(process.pid for process in running.values())])
+            if not running:
+                return failed
+            connection.wait([process.sentinel for process in running.values()])
+            for row, process in list(running.items()):
+                if process.exitcode is not None:
+                    del running[row]
+                    if process.exitcode and not backups.STOP.is_set():
+                        failed.append(row)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--folder", type=pathlib.Path, default=".long")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at a time")
+    args = parser.parse_args(argv)
+    if not pathlib.Path(keras_balanced.__file__).is_relative_to(accuracy.ROOT):
+        parser.error(f"keras_balanced comes from {keras_balanced.__file__}, not {accuracy.ROOT}")
+    if failed := run_queue(ROWS, args.output, args.folder, args.workers):
+        parser.exit(1, "Failed: " + "; ".join(row.title() for row in failed) + "\n")
+
+
+if __name__ == "__main__":
+    main()
