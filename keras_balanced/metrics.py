@@ -613,6 +613,11 @@ class ClassCalibrationError(ClassMetric):
     model, which for a balanced loss are not probabilities: give it the `loss`. With no example the
     result is 0.
 
+    On few examples it is biased upwards, since what a bin holds by chance counts as a gap: of
+    exactly calibrated predictions of two classes it is about 0.04 at 1,000 examples and 15 bins,
+    and falls with the root of their number. Compare it on equally many examples, with fewer bins
+    where these are few.
+
     Args:
         num_classes: Number of classes `K`; of independent labels `L`; or 1, for the probability of
             label 1.

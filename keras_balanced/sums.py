@@ -96,7 +96,7 @@ def sums_of(values, cells=None, num_cells=1):
         rest = ops.sum(values[whole:], axis=0)
     else:
         place = ops.reshape(
-            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (cells.ndim - 1))
+            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (len(cells.shape) - 1))
         )
         cells = ops.reshape(place * num_cells + ops.cast(cells, "int32"), (-1,))
         sums, rest = ops.segment_sum(ops.reshape(values, (-1,)), cells, number * num_cells), 0.0
