@@ -450,7 +450,9 @@ def test_adapt(case):
         if case.form == "one_hot" and case.classes == 2 and case.ignored is not None:
             # `ignore_class` says that integers are ids, here sequences of two.
             target = np.eye(2)[data.y] * ~np.isin(data.y, ids_of(case.ignored))[..., None]
-            weights = data.w[:, None]
+            weights = np.ones((len(target), 1))
+            if data.weights is not None:
+                weights = weights * data.weights[:, None]
         counts = weights[..., None] * target
         axes = tuple(range(counts.ndim - 1 - multi_label))
         np.testing.assert_allclose(prior.counts, counts.sum(axis=axes), rtol=1e-6)
