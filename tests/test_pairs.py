@@ -434,8 +434,11 @@ def is_adapted(case):
 def test_adapt(case):
     data = example(case)
     is_square = case.form not in VECTORS and data.y.shape[-1:] == (case.classes,)
+    # `ignore_class` says that integers are ids, here sequences of two.
+    is_pair = case.form == "one_hot" and case.classes == 2 and case.ignored is not None
     found = {
         **causes(case),
+        ALWAYS: causes(case)[ALWAYS] and not is_pair,
         "at least one label": not (data.w > 0).any(),
         "`sample_weight` must be finite and not negative": case.counted == "weight below 0",
         "Flatten them": is_square,
@@ -447,8 +450,7 @@ def test_adapt(case):
         prior = ClassPrior(number, multi_label=multi_label, ignore_class=case.ignored)
         prior.adapt(data.y, sample_weight=data.weights)
         weights, target = data.w, data.target
-        if case.form == "one_hot" and case.classes == 2 and case.ignored is not None:
-            # `ignore_class` says that integers are ids, here sequences of two.
+        if is_pair:
             target = np.eye(2)[data.y] * ~np.isin(data.y, ids_of(case.ignored))[..., None]
             weights = np.ones((len(target), 1))
             if data.weights is not None:
