@@ -41,7 +41,7 @@ def tf_data(x, y, w):
 @pytest.mark.parametrize("source", [lambda *arrays: arrays, batches, tf_data])
 def test_prints_the_worst_classes(source, model, data, capsys):
     x, y, w = data
-    report = callbacks.PerClassReport(source(*data), list("abcd"), num_classes_shown=2)
+    report = callbacks.PerClassReport(source(*data), class_names=list("abcd"), num_classes_shown=2)
     model.fit(x, y, epochs=2, callbacks=[report], verbose=0)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
@@ -89,9 +89,9 @@ def test_bad_arguments(data):
     with pytest.raises(ValueError, match=r"`validation_data` must be numbers. Received: a .*text"):
         callbacks.PerClassReport((x, np.array(names)))
     with pytest.raises(ValueError, match=r"Labels belong to the data, as in `PerClassReport\(\("):
-        callbacks.PerClassReport(x, y)
+        callbacks.PerClassReport(x, class_names=y)
     with pytest.raises(ValueError, match="Labels belong to the data"):
-        callbacks.PerClassReport((x, y), y.tolist())
+        callbacks.PerClassReport((x, y), class_names=y.tolist())
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_silent_and_with_the_same_keys_every_epoch(model, data, capsys):
 
     logs = []
     keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, each: logs.append(dict(each)))
-    report = callbacks.PerClassReport(Changing(workers=1), list("abcd"), verbose=0)
+    report = callbacks.PerClassReport(Changing(workers=1), class_names=list("abcd"), verbose=0)
     model.fit(x, y, epochs=3, callbacks=[report, keep], verbose=0)
     assert capsys.readouterr().out == ""
     recalls = [f"val_recall_{name}" for name in "abcd"]
