@@ -221,14 +221,15 @@ class BalancedLoss(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         names = [
-            *("from_logits", "ignore_class", "dtype"),
+            *("from_logits", "dtype"),
             *(
                 p.name
                 for p in inspect.signature(type(self)).parameters.values()
                 if p.kind != p.VAR_KEYWORD
             ),
         ]
-        return {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
+        config = {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
+        return {**config, "ignore_class": self.ignore_class}  # Integers stay integers.
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BalancedLoss:

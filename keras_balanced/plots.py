@@ -218,7 +218,7 @@ def reliability_diagram(
     named = probabilities if isinstance(probabilities, dict) else {None: probabilities}
     for name, values in named.items():
         values = targets.as_numpy("`probabilities`", values).astype("float64")
-        if not values.size or not values.min() >= 0 or values.max() > 1 + 1e-3:
+        if not values.ndim or not values.size or not values.min() >= 0 or values.max() > 1 + 1e-3:
             found = f" in [{values.min():.3g}, {values.max():.3g}]" if values.size else ""
             raise ValueError(
                 "`probabilities` must be probabilities, not logits. Received: values of shape "

@@ -32,7 +32,7 @@ VALUES = {
     "dtype": "float32",
     "from_logits": False,
     "group": "medium",
-    "ignore_class": 255,
+    "ignore_class": [255, -1],
     "label_id": 1,
     "label_smoothing": 0.1,
     "loss": keras_balanced.GCALoss([60, 30, 10], from_logits=False),
