@@ -93,7 +93,15 @@ def test_surrogates_cannot_be_changed(rng):
 
 
 def test_a_surrogate_is_registered():
-    surrogate = Surrogate([3, 1], [0.2, 0.8], 0.3, [1, 2], [1, 3], [2, 1], label_smoothing=0.1)
+    surrogate = Surrogate(
+        [3, 1],
+        target_priors=[0.2, 0.8],
+        q=0.3,
+        shift=[1, 2],
+        margins=[1, 3],
+        weights=[2, 1],
+        label_smoothing=0.1,
+    )
     config = keras.saving.serialize_keras_object(surrogate)
     assert config["registered_name"] == "keras_balanced>Surrogate"
     assert keras.saving.deserialize_keras_object(json.loads(json.dumps(config))) == surrogate

@@ -89,7 +89,7 @@ def loss_grid(
             loss = LOSSES[name](priors, **arguments)
             if _has_minimum(loss) and not any(_are_one(loss, other) for other in grid.values()):
                 grid[name, value, _in_words(family, option)] = loss
-    num_classes = len(Surrogate(priors, target_priors).priors)
+    num_classes = len(Surrogate(priors, target_priors=target_priors).priors)
     for loss in own:
         _check_own(loss, num_classes, grid)
         grid[loss.name, loss.surrogate.q, "as given"] = loss
