@@ -21,7 +21,8 @@ from keras import ops
 
 from keras_balanced import backends, metrics, validation
 from keras_balanced.calibration import calibrate, check_loss, check_model, estimate_priors, only
-from keras_balanced.decisions import Decision, check_decision, find_threshold
+from keras_balanced.decisions import Decision, check_decision
+from keras_balanced.thresholds import find_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,7 +117,7 @@ def export(
     class_names = validation.check_class_names(
         class_names, mix.shape[0], loss.surrogate.binary and not loss.surrogate.num_labels
     )
-    metrics.warn_of_other_decisions(model, decision)
+    metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     if backends.name() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "
