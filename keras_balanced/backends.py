@@ -193,14 +193,20 @@ def is_tf_symbol(tensor):
     return type(tensor).__name__ == "SymbolicTensor"
 
 
-def tf_function(function, shape):
-    """Returns `function`, of logits of a static shape, as a function that TensorFlow traces."""
+def tf_function(function, *shapes):
+    """Returns `function`, of tensors of static shapes, as a function that TensorFlow traces.
+
+    Axes of unknown size are of one size where they have the same place.
+    """
     if name() != "jax":
         return function
     from jax.experimental import jax2tf
 
-    free = ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
-    return jax2tf.convert(function, polymorphic_shapes=[f"({free})"])
+    free = [
+        ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
+        for shape in shapes
+    ]
+    return jax2tf.convert(function, polymorphic_shapes=[f"({shape})" for shape in free])
 
 
 def compiled(function):
@@ -374,14 +380,19 @@ def probability_layer(model, output_name=None):
     Also behind what changes only the form; and on JAX, where Keras leaves no mark. `None` too for a
     subclassed model, whose layers do not say in which order it calls them.
     """
+    layer = layer_at_end(model, output_name)
+    activations = (keras.activations.softmax, keras.activations.sigmoid)
+    is_one = type(layer).__name__ in ("Softmax", "Sigmoid")
+    return layer if is_one or getattr(layer, "activation", None) in activations else None
+
+
+def layer_at_end(model, output_name=None):
+    """Returns the last layer or operation of a model that changes numbers, or `None`."""
     for layer in _from_the_end(model, output_name):
         layer = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
         kind, activation = type(layer).__name__, getattr(layer, "activation", None)
-        activations = (keras.activations.softmax, keras.activations.sigmoid)
-        if kind in ("Softmax", "Sigmoid") or activation in activations:
-            return layer
         if kind not in _FORMS and (kind, activation) != ("Activation", keras.activations.linear):
-            return None
+            return layer
     return None
 
 

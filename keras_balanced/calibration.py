@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, losses, metrics, reading, targets, validation
+from keras_balanced import backends, layers, losses, metrics, reading, targets, validation
+from keras_balanced.decisions import Decision, has_posterior
 from keras_balanced.losses import TEMPERATURES
 from keras_balanced.validation import (
     SMALLEST_PRIOR,
@@ -93,6 +94,8 @@ def calibrate(
     optimize, special = _scipy()
     loss = check_loss(model, loss)
     check_model(model, loss)
+    if has_posterior(loss):
+        metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     target = loss.surrogate.target_priors
     log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)
     mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
@@ -405,6 +408,7 @@ def check_model(model, loss):
         )
     if loss.from_logits:
         backends.refuse_probability_layer(model)
+    layers.refuse_adjusted_twice(model, loss)
     if not loss.surrogate.binary or loss.surrogate.num_labels:
         targets.check_classes(model.outputs[0], len(loss.surrogate.priors))
 

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 from keras_balanced import backends, losses, metrics, reading, targets, validation
+from keras_balanced.decisions import Decision, check_decision, has_posterior
+from keras_balanced.layers import refuse_adjusted_twice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,10 +55,9 @@ class PerClassReport(keras.callbacks.Callback):
         ignore_class: Integer label, or a list of several, that is not counted.
         output_name: Name of the output to report on, of a model with several in a dict; the labels
             are then a dict of the same names. `None` is the only output.
-        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
-            model does. `None` (default) is by the outputs as they are.
-        threshold: Number that the prediction of label 1 exceeds, of one logit or of labels.
-            `None` is 0.5 for probabilities, also those of `loss`, and 0 for logits.
+        decision: `Decision` by which to predict, or a loss, which stands for its default one.
+            `None` (default) is that of the compiled loss, if it is one of ours; otherwise the
+            largest output, or one above 0, or 0.5 if it is a probability.
         steps: How many batches to read each epoch, at most; needed where these have no end.
         verbose: 1 (default) prints the report, 0 only adds it to the logs.
 
@@ -73,7 +74,7 @@ class PerClassReport(keras.callbacks.Callback):
     >>> x, y = np.array([[3.0, 1.0], [2.0, 0.0]], "float32"), np.array([0, 1])
     >>> report = PerClassReport((x, y), class_names=["healthy", "ill"])
     >>> history = model.fit(x, np.eye(2)[y], callbacks=[report], verbose=0)
-    Epoch 1: mean recall 0.500, all 2 classes
+    Epoch 1: mean recall 0.500, all 2 classes, by the largest output
       recall 0.000  ill
       recall 1.000  healthy
     >>> print(history.history["val_recall_ill"])
@@ -83,12 +84,12 @@ class PerClassReport(keras.callbacks.Callback):
     def __init__(
         self,
         validation_data: Any,
+        *,
         class_names: Sequence[str] | Mapping | None = None,
+        decision: Decision | losses.BalancedLoss | None = None,
         num_classes_shown: int = 5,
         ignore_class: int | Sequence[int] | None = None,
         output_name: str | None = None,
-        loss: losses.BalancedLoss | None = None,
-        threshold: float | None = None,
         steps: int | None = None,
         verbose: int = 1,
     ):
@@ -110,8 +111,8 @@ class PerClassReport(keras.callbacks.Callback):
         )
         self.ignore_class = validation.check_ignore_class(ignore_class)
         self.output_name = output_name
-        self.loss = loss
-        self.threshold = threshold
+        self.decision = check_decision("decision", decision)
+        self._has_warned = False
         self.steps = steps
         self.verbose = validation.check_integer("verbose", verbose, low=0)
         self._counted = True  # Until an epoch begins.
@@ -178,7 +179,8 @@ class PerClassReport(keras.callbacks.Callback):
         word, number = self._score.replace("_", " "), self.num_classes_shown
         mean = scores[worst].mean() if worst.size else 0.0
         shown = "the worst of" if len(worst) > number else "all"
-        print(f"Epoch {epoch + 1}: mean {word} {mean:.3f}, {shown} {len(worst)} {what}")
+        found = f"mean {word} {mean:.3f}, {shown} {len(worst)} {what}"
+        print(f"Epoch {epoch + 1}: {found}, by {self._rule}")
         for class_id in worst[:number]:
             print(f"  {word} {scores[class_id]:.3f}  {self._names[class_id]}")
         hidden = np.count_nonzero(scores[worst[number:]] == 0)
@@ -204,35 +206,50 @@ class PerClassReport(keras.callbacks.Callback):
                 "`ignore_class`. Received: others, or NaN weights"
             )
 
+    def _decide(self, compiled):
+        """Returns the decision: that given, or that of the compiled loss if it is one of ours."""
+        decision, is_ours = self.decision, isinstance(compiled, losses.BalancedLoss)
+        if decision is None and is_ours and has_posterior(compiled):
+            decision = Decision(compiled)
+        if decision is not None:
+            refuse_adjusted_twice(self.model, decision.loss, self.output_name)
+            if not self._has_warned:
+                metrics.warn_of_other_decisions(self.model, decision, self.output_name)
+            self._has_warned = True
+        return decision
+
     def _make_metric(self, shape, compiled):
         """Returns the metric that counts, for classes, one logit or independent labels."""
-        loss = compiled if self.loss is None else self.loss
+        decision = self._decide(compiled)
         num_outputs = shape[-1] if len(shape) > 1 else 1
         num_labels = num_outputs if num_outputs > 1 else None
+        loss = compiled if decision is None else decision.loss
         if isinstance(loss, losses.BalancedLoss):
-            binary, probabilities = loss.surrogate.binary, not loss.from_logits
-            num_labels = loss.surrogate.num_labels  # One rate is that of every position.
+            binary, num_labels = loss.surrogate.binary, loss.surrogate.num_labels
         else:
             binary = _is_binary(loss)
-            probabilities = binary and not getattr(loss, "from_logits", False)
         if num_outputs > 1 and not binary:
-            return metrics.ClassRecall(num_outputs, ignore_class=self.ignore_class, loss=self.loss)
+            self._rule = "the largest output" if decision is None else str(decision)
+            return metrics.ClassRecall(
+                num_outputs, decision=decision, ignore_class=self.ignore_class
+            )
         if num_labels and len(shape) > 2 and not isinstance(loss, losses.BalancedLoss):
             raise ValueError(
-                "`loss` must say what outputs of more than two axes are: positions of one label, "
-                "as `loss=BinaryGLALoss(rate)` says (or outputs of one more axis, of 1), or "
-                f"labels, as one of a vector of rates says. Received: outputs of shape {shape} "
-                "and a loss of Keras"
+                "`decision` must say what outputs of more than two axes are: positions of one "
+                "label, as `decision=BinaryGLALoss(rate)` says (or outputs of one more axis, of "
+                f"1), or labels, as one of a vector of rates says. Received: outputs of shape "
+                f"{shape} and a loss of Keras"
             )
-        threshold = self.threshold
-        if threshold is None and self.loss is None:
+        if decision is None:
+            probabilities = binary and not getattr(loss, "from_logits", False)
             probabilities |= backends.probability_layer(self.model, self.output_name) is not None
-            threshold = 0.5 if probabilities else 0.0
+            of_half = losses.BinaryGLALoss(0.5, from_logits=not probabilities)
+            decision = Decision(of_half, by="logits")
+            self._rule = "an output above 0.5" if probabilities else "an output above 0"
+        else:
+            self._rule = str(decision)
         return metrics.BinaryBalancedAccuracy(
-            threshold,
-            self.ignore_class,
-            num_labels=num_labels,
-            loss=self.loss,
+            num_labels, decision=decision, ignore_class=self.ignore_class
         )
 
     def _outputs(self, x):

@@ -6,8 +6,9 @@ judged by: a `Decision` says it once, and metrics, reports, searches and exports
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -161,7 +162,7 @@ class Decision:
             y_pred = targets.as_tensor("y_pred", y_pred)
         return backends.of_rows(of_tensor, y_pred, self.loss.surrogate.axes)
 
-    def _check_logits(self, logits):
+    def check_logits(self, logits: Any) -> Any:
         """Returns logits `(..., K)`, of labels `(..., L)`, of one logit `(...)`."""
         surrogate = self.loss.surrogate
         if surrogate.axes:
@@ -182,7 +183,7 @@ class Decision:
         Returns:
             Class ids int32, as a call.
         """
-        logits = self._check_logits(logits)
+        logits = self.check_logits(logits)
         if self._shift is None or (self._needs_priors and log_priors is not None):
             scores = self._scores(logits, log_priors)
         else:
@@ -202,7 +203,7 @@ class Decision:
 
     def _scores(self, logits, log_priors=None):
         surrogate = self.loss.surrogate
-        logits = self._check_logits(logits)
+        logits = self.check_logits(logits)
         if self.by == "logits":
             if surrogate.binary:
                 return ops.stack([ops.zeros_like(logits), logits], axis=-1)
@@ -247,6 +248,27 @@ class Decision:
         shift = shift - np.take_along_axis(shift, first, axis=-1)
         # What cancels but for rounding must not break ties.
         return np.where(occurs, np.round(shift, 12), 0.0)
+
+    def decides_as(self, other: Decision) -> bool:
+        """Returns whether another decision is known to be the same rule, in whatever words."""
+        mine, its = self.loss, other.loss
+        reads_alike = type(mine).logits is type(its).logits and mine.from_logits == its.from_logits
+        if not reads_alike or np.shape(self._change) != np.shape(other._change):
+            return False
+        if self._shift is not None and other._shift is not None:
+            return np.allclose(self._shift, other._shift, atol=1e-6)
+        alike = type(mine).log_posterior is type(its).log_posterior
+        alike = alike and mine.surrogate == its.surrogate and self.costs == other.costs
+        # Only beside costs does more than the order of the probabilities count.
+        alike = alike and (self.costs is None or self.temperature == other.temperature)
+        first, second = (
+            temperature * (change - change[..., :1])
+            for temperature, change in [
+                (self.temperature, self._change),
+                (other.temperature, other._change),
+            ]
+        )
+        return alike and self.by == other.by and np.allclose(first, second, atol=1e-6)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments as plain numbers and lists."""
@@ -339,6 +361,46 @@ def check_decision(name: str, decision: Any) -> Decision | None:
     return decision
 
 
+def decision_of(
+    function: Callable[[BalancedLoss], Any] | None,
+) -> Callable[[BalancedLoss], Decision | None]:
+    """Returns a function of a loss that gives its decision, whatever a user's gives for one.
+
+    `None` stands for the default one of a loss, and for none of one without a posterior.
+    """
+    if function is None:
+        return _default_decision
+    if not callable(function) or isinstance(function, (Decision, BalancedLoss)):
+        raise ValueError(
+            "`decision` must be a function `loss -> Decision`: a search has many losses. "
+            f"Received: decision={validation.show(function)}"
+        )
+    return functools.partial(_decision_by, function)
+
+
+def _default_decision(loss):
+    return Decision(loss) if has_posterior(loss) else None
+
+
+def _decision_by(function, loss):
+    decision = check_decision("decision", function(loss))
+    if decision is None or decision.loss != loss:
+        raise ValueError(
+            "`decision` must be a function that returns a `Decision` of the loss that it is given. "
+            f"Received: {decision!r} for {loss!r}"
+        )
+    return decision
+
+
+def has_posterior(loss: BalancedLoss) -> bool:
+    """Returns whether the posterior of a loss is right: not where only its `call` is another."""
+    by_call, by_posterior = (
+        next(i for i, base in enumerate(type(loss).__mro__) if method in vars(base))
+        for method in ("call", "log_posterior")
+    )
+    return by_posterior <= by_call
+
+
 def _check_loss(loss):
     if isinstance(loss, dict):  # Out of a config.
         loss = keras.saving.deserialize_keras_object(loss)
@@ -347,14 +409,11 @@ def _check_loss(loss):
             "`loss` must be the loss of keras_balanced that the model was trained with (for plain "
             f"cross-entropy `GLALoss(priors, tau=0)`). Received: loss={loss!r}"
         )
-    owners = [
-        next(i for i, base in enumerate(type(loss).__mro__) if method in vars(base))
-        for method in ("call", "log_posterior")
-    ]
-    if owners[0] < owners[1]:
+    if not has_posterior(loss):
         raise ValueError(
-            "`loss` must override `log_posterior` too where it overrides `call`: the posterior of "
-            f"other losses is not that of the formula. Received: a {type(loss).__name__}"
+            "`loss` must override `log_posterior` too where it overrides `call`, or say "
+            "`log_posterior = BalancedLoss.log_posterior` in its class, where that is right. "
+            f"Received: a {type(loss).__name__}"
         )
     return loss
 

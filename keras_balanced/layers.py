@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
 __all__ = ["ClassPrior", "LogitAdjustment"]
@@ -440,3 +441,18 @@ class LogitAdjustment(keras.layers.Layer):
 
     def __repr__(self) -> str:
         return validation.describe(self)
+
+
+def refuse_adjusted_twice(
+    model: keras.Model, loss: BalancedLoss, output_name: str | None = None
+) -> None:
+    """Raises if a model ends in a `LogitAdjustment`, and its loss takes the logits for others."""
+    layer, shift = backends.layer_at_end(model, output_name), loss.surrogate.shift
+    if not isinstance(layer, LogitAdjustment) or np.ptp(layer.surrogate.shift) == 0:
+        return
+    if np.ptp(shift[loss.surrogate.occurs]) < 1e-9:
+        raise ValueError(
+            "`loss` must be that of the adjusted logits where the model ends in a "
+            "`LogitAdjustment`, such as `GLALoss(priors)` with its default `tau`; otherwise they "
+            f"are adjusted twice. Received: the layer {layer.name!r} and {loss!r}"
+        )

@@ -6,22 +6,24 @@ and replicas merge by addition.
 
 from __future__ import annotations
 
-import math
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, targets, validation
-from keras_balanced.losses import BalancedLoss
+from keras_balanced import backends, formula, targets, validation
+from keras_balanced.decisions import Decision, check_decision
+from keras_balanced.losses import TEMPERATURES, BalancedLoss
+from keras_balanced.sums import ClassMetric, sums_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike
 
-    from keras_balanced.validation import HasCounts
+    from keras_balanced.validation import ClassMix, HasCounts
 
 __all__ = [
     "BalancedAccuracy",
@@ -34,141 +36,70 @@ __all__ = [
     "shot_groups",
 ]
 
-_SUMS = 2**14  # Float32 sums beside each other, over which the examples of a batch are spread.
 
+def warn_of_other_decisions(
+    model: keras.Model, decision: Decision, output_name: str | None = None, given: bool = True
+) -> None:
+    """Warns where a compiled metric of recalls predicts other classes than a decision.
 
-class _ClassMetric(keras.metrics.Metric):
-    """What the metrics do with targets of any kind, weights, masks and `ignore_class`."""
-
-    _better = "up"
-
-    def __init__(self, num_classes, ignore_class, name, dtype, loss, least=2):
-        super().__init__(name=name, dtype=dtype or backends.full_precision())
-        backends.set_direction(self, self._better)
-        self.num_classes = validation.check_integer("num_classes", num_classes, low=least)
-        self.ignore_class = validation.check_ignore_class(ignore_class)
-        if isinstance(loss, dict):  # Out of a config.
-            loss = keras.saving.deserialize_keras_object(loss)
-        if not (loss is None or isinstance(loss, BalancedLoss)):
-            raise ValueError(
-                "`loss` must be a loss of keras_balanced, by whose posterior to decide. Received: "
-                f"loss={validation.show(loss)}"
-            )
-        self.loss = loss
-
-    def _check_loss(self, *sizes, of):
-        """Raises unless the loss is of `(is binary, number of classes or labels)`, one of some."""
-        if self.loss is None:
-            return
-        surrogate = self.loss.surrogate
-        size = surrogate.num_labels if surrogate.binary else len(surrogate.priors)
-        if (surrogate.binary, size) not in sizes:
-            kind = f"{size} labels" if surrogate.binary else f"{size} classes"
-            kind = "one logit per example" if size is None else kind
-            raise ValueError(f"`loss` must be of {of}. Received: a loss of {kind}")
-
-    def _decided(self, y_pred):
-        """Returns the posterior of the loss, or without one the predictions as they are."""
-        return y_pred if self.loss is None else self.loss.posterior(y_pred)
-
-    def _flatten(self, y_true, y_pred, sample_weight):
-        """Returns labels `(N,)` or targets `(N, K)`, predictions `(N, K)` and weights `(N,)`."""
-        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
-        words = {"of": "the metric", "binary": "`BinaryBalancedAccuracy`"}
-        y_true, sparse = targets.match_shapes(y_true, y_pred, self.num_classes, **words)
-        weights = self._weights(y_pred, sample_weight, ops.shape(y_pred)[:-1])
-        y_pred = self._decided(y_pred)
-        if sparse:
-            y_true, weights = self._check_labels(y_true, weights)
-            y_true = ops.reshape(y_true, (-1,))
-        else:
-            self._check_ignored(y_true)
-            y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
-            y_true = ops.reshape(y_true, (-1, self.num_classes))
-        return y_true, ops.reshape(y_pred, (-1, self.num_classes)), ops.reshape(weights, (-1,))
-
-    def _check_ignored(self, y_true):
-        """Raises for class ids to ignore in targets `(..., K)`."""
-        targets.refuse_ignored(y_true, self.ignore_class)
-
-    def _flatten_binary(self, y_true, y_pred, sample_weight, num_labels=None):
-        """Returns labels in `[0, 1]`, predictions and weights, all `(N, L)`, `L` 1 by default."""
-        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
-        y_true, decided = targets.match_binary(y_true, self._decided(y_pred), num_labels)
-        weights = self._weights(y_pred, sample_weight, ops.shape(decided))
-        y_true = ops.cast(y_true, self.dtype)
-        if self.ignore_class is not None:
-            ignored = targets.is_ignored(y_true, self.ignore_class)
-            weights = ops.where(ignored, ops.zeros_like(weights), weights)
-        valid = ops.logical_and(y_true >= 0, y_true <= 1)
-        weights = self._spoil(weights, valid)
-        y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
-        return (ops.reshape(part, (-1, num_labels or 1)) for part in (y_true, decided, weights))
-
-    def _weights(self, y_pred, sample_weight, shape):
-        weights = ops.ones(shape, self.dtype)
-        for factor in (backends.get_mask(y_pred), sample_weight):
-            if factor is not None:
-                factor = ops.cast(targets.as_tensor("sample_weight", factor), self.dtype)
-                weights = weights * targets.match_weights(factor, shape)
-        return weights
-
-    def _spoil(self, weights, valid):
-        """Returns weights that are NaN for invalid labels: a masked label may be anything."""
-        bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
-        return ops.where(bad, ops.full_like(weights, np.nan), weights)
-
-    def _check_labels(self, labels, weights):
-        """Returns labels in `[0, K)` and weights: 0 for one to ignore, NaN for one out of range."""
-        ids, valid = targets.valid_ids(labels, self.num_classes)
-        weights = self._spoil(weights, valid)
-        if self.ignore_class is not None:
-            ignored = targets.is_ignored(labels, self.ignore_class)
-            weights = ops.where(ignored, ops.zeros_like(weights), weights)
-        return ids, weights
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "num_classes": self.num_classes,
-            "ignore_class": self.ignore_class,
-            "loss": self.loss and keras.saving.serialize_keras_object(self.loss),
-        }
-
-
-def _sums(values, cells=None, num_cells=1):
-    """Returns the sum over the first axis of `values` `(N, ...)`, or with `cells` of each cell.
-
-    `cells` are integers `(N, ...)`; the sums then `(num_cells,)`.
+    Without `given` only of metrics that were given no decision.
     """
-    # A single float32 sum of ones ends at 2**24, and images have many pixels: many sums side by
-    # side, and those in rows.
-    shape = values.shape[1:] if cells is None else (num_cells,)
-    side = max(1, int(math.sqrt(_SUMS // math.prod(shape))))
-    number, length = side**2, ops.shape(values)[0]
-    if cells is None:
-        whole = length // number * number
-        sums = ops.sum(ops.reshape(values[:whole], (-1, number, *shape)), axis=0)
-        rest = ops.sum(values[whole:], axis=0)
-    else:
-        place = ops.reshape(
-            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (cells.ndim - 1))
+    others = []
+    compiled = backends.compile_arguments(model)
+    for kind in ("metrics", "weighted_metrics"):
+        of_kind = compiled.get(kind)
+        of_kind = of_kind.get(output_name) if isinstance(of_kind, dict) else of_kind
+        for metric in keras.tree.flatten(of_kind):
+            looked_at = isinstance(metric, _RecallMetric) and (given or metric.decision is None)
+            if looked_at and not metric.decides_as(decision):
+                others.append(metric.name)
+    if others:
+        warnings.warn(
+            f"The compiled metrics {others} predict other classes than the decision, which is for "
+            f"{decision}: give them that `decision`, or the loss, which stands for its default one",
+            stacklevel=3,
         )
-        cells = ops.reshape(place * num_cells + ops.cast(cells, "int32"), (-1,))
-        sums, rest = ops.segment_sum(ops.reshape(values, (-1,)), cells, number * num_cells), 0.0
-    return ops.sum(ops.sum(ops.reshape(sums, (side, side, *shape)), axis=0), axis=0) + rest
 
 
-class _RecallMetric(_ClassMetric):
+def _check_loss(name, loss, *sizes, of):
+    """Raises unless a loss is of `(is binary, number of classes or labels)`, one of some."""
+    surrogate = loss.surrogate
+    size = surrogate.num_labels if surrogate.binary else len(surrogate.priors)
+    if (surrogate.binary, size) not in sizes:
+        kind = f"{size} labels" if surrogate.binary else f"{size} classes"
+        kind = "one logit per example" if size is None else kind
+        raise ValueError(f"`{name}` must be of {of}. Received: one of {kind}")
+
+
+class _RecallMetric(ClassMetric):
     """The weight of each class, in all and predicted right; subclasses read `result` off them."""
 
-    def __init__(self, num_classes, ignore_class, name, dtype, loss, shape=None):
-        super().__init__(num_classes, ignore_class, name, dtype, loss)
-        if shape is None:
-            self._check_loss((False, self.num_classes), of=f"the {self.num_classes} classes")
-            shape = (self.num_classes,)
-        self.correct = self.add_variable(shape, "zeros", self.dtype, name="correct")
-        self.total = self.add_variable(shape, "zeros", self.dtype, name="total")
+    _default_name: str | None = None
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        decision: Decision | BalancedLoss | None = None,
+        ignore_class: int | Sequence[int] | None = None,
+        name: str | None = None,
+        dtype: str | None = None,
+    ):
+        super().__init__(num_classes, ignore_class, name or self._default_name, dtype)
+        self.decision = check_decision("decision", decision)
+        if self.decision is not None:
+            _check_loss("decision", self.decision.loss, *self._sizes(), of=self._kind())
+        self.correct = self.add_variable(self._shape(), "zeros", self.dtype, name="correct")
+        self.total = self.add_variable(self._shape(), "zeros", self.dtype, name="total")
+
+    def _shape(self):
+        return (self.num_classes,)
+
+    def _sizes(self):
+        return [(False, self.num_classes)]
+
+    def _kind(self):
+        return f"the {self.num_classes} classes"
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
@@ -177,21 +108,31 @@ class _RecallMetric(_ClassMetric):
             y_true: Classes as integers `(...)` or `(..., 1)`, or one-hot or soft targets
                 `(..., K)`, which count as fractions of examples. A label outside `[0, K)` that is
                 not `ignore_class` makes the result NaN.
-            y_pred: Logits or probabilities `(..., K)`.
+            y_pred: Predictions `(..., K)`: as `decision` takes them, or logits or probabilities.
             sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
                 `fit` to `weighted_metrics` only.
         """
-        y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
-        self._count(y_true, ops.argmax(y_pred, axis=-1), weights)
+        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
+        y_true, weights = self._flatten(y_true, y_pred, sample_weight)
+        if self.decision is None:
+            predicted = backends.argmax(formula.as_full_precision(y_pred))
+        else:
+            predicted = self.decision(y_pred)
+        self._count(y_true, ops.reshape(predicted, (-1,)), weights)
+
+    def decides_as(self, decision: Decision) -> bool:
+        """Returns whether the predicted classes are those of a decision."""
+        own = self.decision or Decision(decision.loss, by="logits")
+        return own.decides_as(decision)
 
     def _count(self, y_true, predicted, weights):
         if len(y_true.shape) == 1:
             hits = weights * ops.cast(ops.equal(y_true, predicted), self.dtype)
-            total, correct = (_sums(part, y_true, self.num_classes) for part in (weights, hits))
+            total, correct = (sums_of(part, y_true, self.num_classes) for part in (weights, hits))
         else:
             weighted = y_true * weights[:, None]
             hits = ops.take_along_axis(weighted, predicted[:, None], axis=-1)[:, 0]
-            total, correct = _sums(weighted), _sums(hits, predicted, self.num_classes)
+            total, correct = sums_of(weighted), sums_of(hits, predicted, self.num_classes)
         # The NaN of one label out of range goes to every class.
         self.total.assign_add(total + 0.0 * ops.sum(weights))
         self.correct.assign_add(correct)
@@ -204,6 +145,17 @@ class _RecallMetric(_ClassMetric):
         """Returns the mean of `values` `(K,)` over the classes that have come up."""
         present = ops.cast(ops.not_equal(self.total, 0), self.dtype) * among
         return ops.divide_no_nan(ops.sum(values * present), ops.sum(present))
+
+    def get_config(self) -> dict[str, Any]:
+        decision = self.decision and keras.saving.serialize_keras_object(self.decision)
+        return {**super().get_config(), "decision": decision}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> _RecallMetric:
+        """Returns the metric of a config, also of one saved before there were decisions."""
+        loss = config.get("loss")
+        config = {key: config[key] for key in config if key not in ("loss", "threshold")}
+        return cls(**config, **({} if loss is None else {"decision": loss}))
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -222,13 +174,13 @@ class BalancedAccuracy(_RecallMetric):
 
     Args:
         num_classes: Number of classes `K`, at least 2.
+        decision: `Decision` by which to predict, or the loss that the model is trained with, which
+            stands for its default one. `None` (default) is the argmax of the predictions: under
+            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
-        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
-            model does. `None` (default) is by the argmax of the predictions, which under GCA with
-            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -242,15 +194,7 @@ class BalancedAccuracy(_RecallMetric):
     0.5
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        ignore_class: int | Sequence[int] | None = None,
-        name: str | None = "balanced_accuracy",
-        dtype: str | None = None,
-        loss: BalancedLoss | None = None,
-    ):
-        super().__init__(num_classes, ignore_class, name, dtype, loss)
+    _default_name = "balanced_accuracy"
 
     def result(self) -> Any:
         return self._mean(self.recalls())
@@ -271,13 +215,13 @@ class ClassRecall(_RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         class_id: The class whose recall is wanted. `None` (default) gives all, as `(K,)`.
+        decision: `Decision` by which to predict, or the loss that the model is trained with, which
+            stands for its default one. `None` (default) is the argmax of the predictions: under
+            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
-        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
-            model does. `None` (default) is by the argmax of the predictions, which under GCA with
-            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`, or an unknown class.
@@ -295,12 +239,15 @@ class ClassRecall(_RecallMetric):
         self,
         num_classes: int,
         class_id: int | None = None,
+        *,
+        decision: Decision | BalancedLoss | None = None,
         ignore_class: int | Sequence[int] | None = None,
         name: str | None = "class_recall",
         dtype: str | None = None,
-        loss: BalancedLoss | None = None,
     ):
-        super().__init__(num_classes, ignore_class, name, dtype, loss)
+        super().__init__(
+            num_classes, decision=decision, ignore_class=ignore_class, name=name, dtype=dtype
+        )
         if class_id is not None:
             class_id = validation.check_integer("class_id", class_id, low=0, high=num_classes)
         self.class_id = class_id
@@ -328,13 +275,13 @@ class WorstClassRecall(_RecallMetric):
 
     Args:
         num_classes: Number of classes `K`, at least 2.
+        decision: `Decision` by which to predict, or the loss that the model is trained with, which
+            stands for its default one. `None` (default) is the argmax of the predictions: under
+            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
-        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
-            model does. `None` (default) is by the argmax of the predictions, which under GCA with
-            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -348,15 +295,7 @@ class WorstClassRecall(_RecallMetric):
     0.5
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        ignore_class: int | Sequence[int] | None = None,
-        name: str | None = "worst_class_recall",
-        dtype: str | None = None,
-        loss: BalancedLoss | None = None,
-    ):
-        super().__init__(num_classes, ignore_class, name, dtype, loss)
+    _default_name = "worst_class_recall"
 
     def result(self) -> Any:
         present, recalls = ops.not_equal(self.total, 0), self.recalls()
@@ -380,13 +319,13 @@ class GeometricMeanRecall(_RecallMetric):
 
     Args:
         num_classes: Number of classes `K`, at least 2.
+        decision: `Decision` by which to predict, or the loss that the model is trained with, which
+            stands for its default one. `None` (default) is the argmax of the predictions: under
+            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
-        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
-            model does. `None` (default) is by the argmax of the predictions, which under GCA with
-            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -403,15 +342,7 @@ class GeometricMeanRecall(_RecallMetric):
         - [Kubat and Matwin, 1997](https://sci2s.ugr.es/keel/pdf/algorithm/congreso/kubat97addressing.pdf)
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        ignore_class: int | Sequence[int] | None = None,
-        name: str | None = "geometric_mean_recall",
-        dtype: str | None = None,
-        loss: BalancedLoss | None = None,
-    ):
-        super().__init__(num_classes, ignore_class, name, dtype, loss)
+    _default_name = "geometric_mean_recall"
 
     def result(self) -> Any:
         present, recalls = ops.not_equal(self.total, 0), self.recalls()
@@ -475,13 +406,13 @@ class ShotRecall(_RecallMetric):
         group: `"many"` (more than `thresholds[0]` examples), `"few"` (fewer than
             `thresholds[1]`) or `"medium"` (the rest).
         thresholds: Two numbers of examples, the larger first. Defaults to `(100, 20)`.
+        decision: `Decision` by which to predict, or the loss that the model is trained with, which
+            stands for its default one. `None` (default) is the argmax of the predictions: under
+            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric. Defaults to the group and `"_shot_recall"`.
         dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
-        loss: The loss that the model is trained with, to decide by its `posterior`, as an exported
-            model does. `None` (default) is by the argmax of the predictions, which under GCA with
-            margins, or `tau` other than `1 / (1 - q)`, is another decision.
 
     Raises:
         ValueError: for an unknown group, one without a class, or bad counts or thresholds.
@@ -503,10 +434,11 @@ class ShotRecall(_RecallMetric):
         counts: ArrayLike | HasCounts,
         group: Literal["many", "medium", "few"],
         thresholds: Sequence[float] = (100, 20),
+        *,
+        decision: Decision | BalancedLoss | None = None,
         ignore_class: int | Sequence[int] | None = None,
         name: str | None = None,
         dtype: str | None = None,
-        loss: BalancedLoss | None = None,
     ):
         groups = shot_groups(counts, thresholds)
         if group not in groups:
@@ -521,7 +453,9 @@ class ShotRecall(_RecallMetric):
                 f"Received: counts={validation.show(plain_counts)} and thresholds={thresholds}"
             )
         name = name or f"{group}_shot_recall"
-        super().__init__(len(plain_counts), ignore_class, name, dtype, loss)
+        super().__init__(
+            len(plain_counts), decision=decision, ignore_class=ignore_class, name=name, dtype=dtype
+        )
         self.counts = plain_counts
         self.group = group
         self.thresholds = validation.plain(thresholds)
@@ -549,28 +483,27 @@ class BinaryBalancedAccuracy(_RecallMetric):
     Formula:
 
     ```
-    result = (recall of label 1 + recall of label 0) / 2      # predicted 1: y_pred > threshold
+    result = (recall of label 1 + recall of label 0) / 2      # of the classes decided for
     ```
 
     As in `BalancedAccuracy`, 0 or 1 without an example is left out.
 
     Args:
-        threshold: Number that the prediction of label 1 exceeds; with `num_labels` one for all or
-            `(L,)`. `None` (default) is 0, for logits, and with a `loss` 0.5, for its
-            probabilities; probabilities need a number.
-        ignore_class: Integer label, such as -1 for labels that are not known, or a list of
-            several, that is not counted.
-        name: Optional name of the metric.
-        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
         num_labels: Number `L` of independent labels in `(..., L)`: the result is the mean over
             them. `None` (default) counts all labels together, as those of one problem.
         label_id: The label whose balanced accuracy is wanted, in `[0, num_labels)`. `None` is the
             mean.
-        loss: The binary loss that the model is trained with, to decide by its `posterior`, as an
-            exported model does. `None` (default) is by the predictions as they are.
+        decision: `Decision` by which to predict, or the binary loss that the model is trained with,
+            which stands for its default one. `None` (default) is a logit above 0. Probabilities
+            need one: `Decision(BinaryGLALoss(rate, from_logits=False), by="logits")` for those
+            above a half.
+        ignore_class: Integer label, such as -1 for labels that are not known, or a list of
+            several, that is not counted.
+        name: Optional name of the metric.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
 
     Raises:
-        ValueError: for an invalid threshold, or shapes that do not fit.
+        ValueError: for shapes that do not fit, and probabilities without a decision.
 
     Example:
 
@@ -582,13 +515,13 @@ class BinaryBalancedAccuracy(_RecallMetric):
 
     def __init__(
         self,
-        threshold: float | Sequence[float] | None = None,
+        num_labels: int | None = None,
+        label_id: int | None = None,
+        *,
+        decision: Decision | BalancedLoss | None = None,
         ignore_class: int | Sequence[int] | None = None,
         name: str | None = "binary_balanced_accuracy",
         dtype: str | None = None,
-        num_labels: int | None = None,
-        label_id: int | None = None,
-        loss: BalancedLoss | None = None,
     ):
         if num_labels is not None:
             num_labels = validation.check_integer("num_labels", num_labels, low=1)
@@ -600,21 +533,16 @@ class BinaryBalancedAccuracy(_RecallMetric):
                 )
             label_id = validation.check_integer("label_id", label_id, low=0, high=num_labels)
         self.num_labels, self.label_id = num_labels, label_id
-        shape = (2,) if num_labels is None else (num_labels, 2)
-        super().__init__(2, ignore_class, name, dtype, loss, shape)
-        self._check_loss((True, None), (True, num_labels), of="one logit, or of `num_labels`")
-        if threshold is None:
-            threshold = 0.0 if self.loss is None else 0.5
-        low, high = (-np.inf, np.inf) if self.loss is None else (0.0, 1.0)
-        vector = num_labels is not None and np.ndim(threshold) == 1
-        each: Any = np.asarray(threshold).tolist() if vector else [threshold]
-        each = [validation.check_number("threshold", value, low, high) for value in each]
-        if len(each) not in (1, num_labels):
-            raise ValueError(
-                f"`threshold` must be one number, or one for each of the {num_labels} labels. "
-                f"Received: {len(each)} numbers"
-            )
-        self.threshold = each if vector else each[0]
+        super().__init__(2, decision=decision, ignore_class=ignore_class, name=name, dtype=dtype)
+
+    def _shape(self):
+        return (2,) if self.num_labels is None else (self.num_labels, 2)
+
+    def _sizes(self):
+        return [(True, None), (True, self.num_labels)]
+
+    def _kind(self):
+        return "one logit, or of `num_labels`"
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.
@@ -622,27 +550,24 @@ class BinaryBalancedAccuracy(_RecallMetric):
         Args:
             y_true: Labels `(...)` or `(..., 1)`, or with `num_labels` `(..., L)`: 0, 1 or soft in
                 between. Another label that is not `ignore_class` makes the result NaN.
-            y_pred: Logits or probabilities, in the same forms.
+            y_pred: Predictions as `decision` takes them, or logits, in the same forms.
             sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
                 `fit` to `weighted_metrics` only.
         """
-        y_pred = targets.as_tensor("y_pred", y_pred)
-        inside = all(0 < value < 1 for value in np.atleast_1d(self.threshold))
-        if backends.are_probabilities(y_pred) and not inside:
+        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
+        if self.decision is None and backends.are_probabilities(y_pred):
             raise ValueError(
-                "`threshold` must be in (0, 1) for probabilities, for instance 0.5. Received: "
-                f"threshold={self.threshold}, and the output of a softmax or sigmoid"
+                "`decision` is needed for probabilities, such as "
+                '`Decision(BinaryGLALoss(rate, from_logits=False), by="logits")` for those above '
+                "a half. Received: decision=None, and the output of a softmax or sigmoid"
             )
-        y_true, decided, weights = self._flatten_binary(
-            y_true, y_pred, sample_weight, self.num_labels
-        )
-        # In the dtype of the sums: booleans and integers would cut the threshold off.
-        threshold = ops.convert_to_tensor(self.threshold, self.dtype)
-        predicted = ops.cast(ops.cast(decided, self.dtype) > threshold, self.dtype)
+        y_true, weights = self._flatten_binary(y_true, y_pred, sample_weight, self.num_labels)
+        predicted = y_pred > 0 if self.decision is None else self.decision(y_pred)
+        predicted = ops.reshape(ops.cast(predicted, self.dtype), (-1, self.num_labels or 1))
         in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
         right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)
         for variable, values in [(self.total, in_all), (self.correct, right)]:
-            variable.assign_add(ops.reshape(_sums(values), variable.shape))
+            variable.assign_add(ops.reshape(sums_of(values), variable.shape))
 
     def balanced_accuracies(self) -> Any:
         """Returns that of each label, `(L,)`; without `num_labels` a scalar."""
@@ -665,14 +590,13 @@ class BinaryBalancedAccuracy(_RecallMetric):
         del config["num_classes"]
         return {
             **config,
-            "threshold": self.threshold,
             "num_labels": self.num_labels,
             "label_id": self.label_id,
         }
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class ClassCalibrationError(_ClassMetric):
+class ClassCalibrationError(ClassMetric):
     """Computes the class-wise expected calibration error of probabilities.
 
     Formula:
@@ -684,14 +608,19 @@ class ClassCalibrationError(_ClassMetric):
     ```
 
     0 where each class comes up as often as its probabilities say. Compare like with like: the
-    probabilities of `loss.posterior` are right for its target mix, here the mix of the examples
-    (and of their `sample_weight`). In `compile` it sees the outputs of the model, which for a
-    balanced loss are not probabilities: give it the `loss`. With no example the result is 0.
+    probabilities of `loss.posterior` are right for its target mix, or for `priors`: let that be the
+    mix of the examples (and of their `sample_weight`). In `compile` it sees the outputs of the
+    model, which for a balanced loss are not probabilities: give it the `loss`. With no example the
+    result is 0.
 
     Args:
         num_classes: Number of classes `K`; of independent labels `L`; or 1, for the probability of
             label 1.
         num_bins: Number of bins of equal width in `[0, 1]`, at least 1.
+        loss: The loss that the model is trained with: `y_pred` is then what the loss takes, and
+            its `posterior` is looked at. `None` (default) takes `y_pred` as it is.
+        priors: Class mix in which the posterior of `loss` is stated; `None` is its target mix.
+        temperature: That of the posterior of `loss`, in `[0.01, 100)`.
         from_logits: Whether `y_pred` is logits, of which the softmax is taken (the sigmoid where
             `num_classes` is 1). `False` (default) is probabilities, as `loss.posterior` gives
             them: the softmax of a balanced loss's logits is not one.
@@ -699,8 +628,6 @@ class ClassCalibrationError(_ClassMetric):
             not counted. Of independent labels outside `[0, L)`, for those that are not known.
         name: Optional name of the metric.
         dtype: Dtype of the sums.
-        loss: The loss that the model is trained with: `y_pred` is then what the loss takes, and
-            its `posterior` is looked at. `None` (default) takes `y_pred` as it is.
 
     Raises:
         ValueError: for shapes that do not fit `num_classes`.
@@ -724,16 +651,37 @@ class ClassCalibrationError(_ClassMetric):
         self,
         num_classes: int,
         num_bins: int = 15,
+        *,
+        loss: BalancedLoss | None = None,
+        priors: ClassMix | None = None,
+        temperature: float = 1.0,
         from_logits: bool = False,
         ignore_class: int | Sequence[int] | None = None,
         name: str | None = "class_calibration_error",
         dtype: str | None = None,
-        loss: BalancedLoss | None = None,
     ):
-        super().__init__(num_classes, ignore_class, name, dtype, loss, least=1)
-        of = f"{self.num_classes} classes or labels"
-        labels = None if self.num_classes == 1 else self.num_classes
-        self._check_loss((False, self.num_classes), (True, labels), of=of)
+        super().__init__(num_classes, ignore_class, name, dtype, least=1)
+        if isinstance(loss, dict):  # Out of a config.
+            loss = keras.saving.deserialize_keras_object(loss)
+        if loss is None:
+            if priors is not None or temperature != 1.0:
+                raise ValueError(
+                    "`priors` and `temperature` are those of the posterior of a `loss`. Received: "
+                    "loss=None"
+                )
+        elif isinstance(loss, BalancedLoss):
+            labels = None if self.num_classes == 1 else self.num_classes
+            of = f"{self.num_classes} classes or labels"
+            _check_loss("loss", loss, (False, self.num_classes), (True, labels), of=of)
+            loss.surrogate.check_mix("priors", priors)
+        else:
+            raise ValueError(
+                "`loss` must be a loss of keras_balanced, whose posterior to look at. Received: "
+                f"loss={validation.show(loss)}"
+            )
+        self.loss = loss
+        self.priors = validation.plain(priors, loss is not None and loss.surrogate.binary)
+        self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
         self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
         self.from_logits = bool(from_logits)
         if self.from_logits and self.loss is not None:
@@ -758,17 +706,20 @@ class ClassCalibrationError(_ClassMetric):
             sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
                 `fit` to `weighted_metrics` only.
         """
+        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
         if self.num_classes == 1:
-            y_true, y_pred, weights = self._flatten_binary(y_true, y_pred, sample_weight)
+            y_true, weights = self._flatten_binary(y_true, y_pred, sample_weight)
         else:
-            y_true, y_pred, weights = self._flatten(y_true, y_pred, sample_weight)
+            y_true, weights = self._flatten(y_true, y_pred, sample_weight)
             weights = weights[:, None]
             if len(y_true.shape) == 1:
                 y_true = ops.one_hot(y_true, self.num_classes, dtype=self.dtype)
             elif self.ignore_class is not None:
                 unknown = targets.is_ignored(y_true, self.ignore_class)
                 weights = ops.where(unknown, ops.zeros_like(weights), weights)
-        probabilities = ops.cast(y_pred, self.dtype)
+        if self.loss is not None:
+            y_pred = self.loss.posterior(y_pred, priors=self.priors, temperature=self.temperature)
+        probabilities = ops.reshape(ops.cast(y_pred, self.dtype), (-1, self.num_classes))
         if self.from_logits:
             probabilities = (ops.sigmoid if self.num_classes == 1 else ops.softmax)(probabilities)
         bins = ops.cast(probabilities * self.num_bins, "int32")
@@ -777,21 +728,25 @@ class ClassCalibrationError(_ClassMetric):
         none = ops.any(ops.logical_or(probabilities < 0.0, probabilities > 1.0 + 1e-3))
         weights = ops.where(none, ops.full_like(weights, np.nan), weights)
         gaps = weights * (probabilities - y_true)
-        self.gap.assign_add(_sums(gaps, cells, self.num_classes * self.num_bins))
+        self.gap.assign_add(sums_of(gaps, cells, self.num_classes * self.num_bins))
         weights = ops.broadcast_to(weights, ops.shape(probabilities))
-        self.weight.assign_add(ops.sum(_sums(weights)) / self.num_classes)
+        self.weight.assign_add(ops.sum(sums_of(weights)) / self.num_classes)
 
     def _check_ignored(self, y_true):
         # Outside, it is a label that is not known: nothing tells labels from one-hot targets.
         if targets.is_ignored(np.arange(self.num_classes), self.ignore_class).any():
-            super()._check_ignored(y_true)
+            targets.refuse_ignored(y_true, self.ignore_class)
 
     def result(self) -> Any:
         return ops.divide_no_nan(ops.sum(ops.abs(self.gap)), self.num_classes * self.weight)
 
     def get_config(self) -> dict[str, Any]:
+        loss = self.loss and keras.saving.serialize_keras_object(self.loss)
         return {
             **super().get_config(),
+            "loss": loss,
+            "priors": self.priors,
+            "temperature": self.temperature,
             "num_bins": self.num_bins,
             "from_logits": self.from_logits,
         }

@@ -19,15 +19,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, validation
+from keras_balanced import backends, metrics, validation
 from keras_balanced.calibration import calibrate, check_loss, check_model, estimate_priors, only
-from keras_balanced.decisions import find_threshold
-from keras_balanced.losses import TEMPERATURES
+from keras_balanced.decisions import Decision, check_decision, find_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from numpy.typing import ArrayLike
 
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
@@ -38,34 +35,36 @@ __all__ = ["calibrate", "estimate_priors", "export", "find_threshold"]
 def export(
     model: keras.Model,
     path: str | os.PathLike,
-    loss: BalancedLoss | None = None,
+    decision: Decision | BalancedLoss | None = None,
+    *,
     class_names: Sequence[str] | Mapping | None = None,
-    target_priors: ClassMix | None = None,
-    temperature: float | None = None,
-    threshold: float | ArrayLike | None = None,
+    priors: ClassMix | None = None,
 ) -> pathlib.Path | str:
     """Writes a model as the next version of a servable: a TensorFlow SavedModel.
 
     TF Serving and TensorFlow's C library load it without this package. Its signatures take the
     model's inputs by the names of `keras.Input` (a single one as `inputs`), any batch size:
 
-    - `serving_default` answers with `probabilities` `(..., K)` under the stated class mix,
-      `class_id` `(...)`, their argmax, `class_name` `(...)`, and the `logits`;
-    - `with_priors` takes the class mix too, as `target_priors` `(1, K)` for all examples or
-      `(B, K)` for each: counts or probabilities, zeros allowed, and needed for a class that
-      has 0 in the mixes of the loss;
+    - `serving_default` answers with `class_id` `(...)`, the decision, `class_name` `(...)`,
+      `probabilities` `(..., K)` in the class mix `priors`, and the `logits`;
+    - `with_priors` takes that class mix too, as `priors` `(1, K)` for all examples or `(B, K)` for
+      each: counts or probabilities. A class of 0 in it is never the answer; one that has 0 in the
+      mixes of the loss needs 0;
     - `raw` gives the `logits` alone.
+
+    The argmax of `probabilities` is not the decision: that of the class mix to be good at does not
+    move with the mix that is met. By costs or a threshold it does, in `with_priors` too.
 
     Formula:
 
     ```
-    probabilities = softmax(log_posterior / temperature + log(target_priors / loss_target_priors))
+    probabilities = softmax(log_posterior / temperature + log(priors / loss_target_priors))
     ```
 
     where `log_posterior` is that of the class mix that the loss trains for. A model of one logit
     per example, trained with a binary loss, has the classes 0 and 1. Of `L` independent labels
     `probabilities`, `class_id` (0 or 1) and `class_name` are `(..., L)`, of each label, and
-    `target_priors` the positive rates `(1, L)` or `(B, L)`.
+    `priors` the positive rates `(1, L)` or `(B, L)`.
 
     Args:
         model: Functional or Sequential model, built, with one output. It gives logits: a softmax
@@ -75,22 +74,20 @@ def export(
             goes into the subdirectory of the next free version, `1` at first, in one atomic step.
             A remote one, as `gs://bucket/models/digits`, is written through TensorFlow's file
             systems, `saved_model.pb` last.
-        loss: The loss that the model was trained with. `None` is the compiled one. For plain
-            cross-entropy pass `GLALoss(priors, tau=0)`, or `BinaryGLALoss(rate, tau=0)`.
+        decision: `Decision` that `class_id` follows, with its temperature, or the loss that the
+            model was trained with, which stands for its default one. `None` is the compiled loss.
+            For plain cross-entropy pass `GLALoss(priors, tau=0)`, or `BinaryGLALoss(rate, tau=0)`.
         class_names: `K` different names in order, or a dict of names and ids, such as the
             `class_indices` of Keras's generators; for one logit also that of label 1 alone. `None`
             is `"0"`, `"1"`, ...
-        target_priors: Class mix in which the probabilities hold, as in the loss: for instance
-            that of production. `None` is the mix that the loss trains for.
-        temperature: Number in `[0.01, 100)`, as `calibrate` finds. `None` is 1.
-        threshold: Number in `[0, 1)`: `class_id` is 1 where the probability of class 1 exceeds it,
-            as `find_threshold` finds; of labels one number for all, or `(L,)`. Of two classes or
-            labels only. `None` decides for the most probable.
+        priors: Class mix in which the probabilities of `serving_default` are stated, as in the
+            loss: for instance that of production. `None` is that of the decision by costs or a
+            threshold, and otherwise the mix that the loss trains for.
 
     Returns:
         The directory of the version, a `pathlib.Path`, or a string where it is remote. Its
-        `assets.extra/classes.json` holds the class names, the mixes, the temperature, the
-        threshold and the loss.
+        `assets.extra/classes.json` holds the class names, the mixes, and the decision with its
+        loss.
 
     Raises:
         ValueError: for arguments that do not fit, and models that would not be served as they
@@ -111,20 +108,15 @@ def export(
     >>> print(version.name)
     1
     """
-    loss = check_loss(model, loss, labels=True)
+    decision = _check_decision(model, decision)
+    loss = decision.loss
     check_model(model, loss)
     input_names = _check_inputs(model)
-    target, labels = loss.surrogate.target_priors, loss.surrogate.num_labels
-    if target_priors is not None:
-        target = loss.surrogate.check_mix("target_priors", target_priors)
+    mix = _check_priors(decision, priors)
     class_names = validation.check_class_names(
-        class_names, len(target), loss.surrogate.binary and not labels
+        class_names, mix.shape[0], loss.surrogate.binary and not loss.surrogate.num_labels
     )
-    if temperature is None:
-        temperature = 1.0
-    temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
-    if threshold is not None or labels:
-        threshold = _check_threshold(0.5 if threshold is None else threshold, target.shape)
+    metrics.warn_of_other_decisions(model, decision)
     if backends.name() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "
@@ -135,10 +127,9 @@ def export(
         "class_names": class_names,
         "training_priors": loss.surrogate.priors.tolist(),
         "loss_target_priors": loss.surrogate.target_priors.tolist(),
-        "target_priors": target.tolist(),
-        "temperature": temperature,
-        "threshold": threshold,
-        "loss": keras.saving.serialize_keras_object(loss),
+        "priors": mix.tolist(),
+        "rule": str(decision),
+        "decision": keras.saving.serialize_keras_object(decision),
     }
     tf = _tensorflow()
     remote = "://" in str(path)
@@ -158,7 +149,7 @@ def export(
         # Without gradients, which serving has no use for and JAX none of a loop.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         try:
-            archive, served = _archive(tf, model, input_names, loss, classes)
+            archive, served = _archive(tf, model, input_names, decision, classes)
         except Exception as error:  # JAX fails where TensorFlow would answer otherwise.
             if fixed := _fixed_batch(model):
                 raise ValueError(f"`model` cannot be exported: {fixed}") from error
@@ -193,31 +184,34 @@ def _check_inputs(model):
     good = all(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) for name in names)
     different = len({name.lower() for name in names}) == len(names)
     unnamed = any(name.startswith("keras_tensor") for name in names)
-    if not good or not different or unnamed or "target_priors" in names:
+    if not good or not different or unnamed or "priors" in names:
         raise ValueError(
             "Name each of several inputs, as in `keras.Input(shape, name=...)`: by letters, digits "
-            "and `_`, different also in lower case, and none `target_priors`. Received: inputs "
+            "and `_`, different also in lower case, and none `priors`. Received: inputs "
             f"named {validation.show(names)}"
         )
     return names
 
 
-def _check_threshold(threshold, shape):
-    """Returns a threshold as a float, or as a list of one for each of several labels."""
-    thresholds = validation.as_array("threshold", threshold, "numbers in [0, 1)")
-    per_label = len(shape) > 1 and thresholds.shape == shape[:1]
-    if (thresholds.ndim and not per_label) or not ((thresholds >= 0) & (thresholds < 1)).all():
-        expected = f", or {shape[0]} of them, one for each label" if len(shape) > 1 else ""
+def _check_decision(model, decision):
+    """Returns the decision of an export: by default that of the compiled loss."""
+    if not isinstance(decision, Decision):
+        decision = check_loss(model, decision, labels=True)
+    return check_decision("decision", decision)
+
+
+def _check_priors(decision, priors):
+    """Returns the class mix in which an export states probabilities, as `priors` of the loss."""
+    surrogate = decision.loss.surrogate
+    if decision.priors is None:
+        return surrogate.target_priors if priors is None else surrogate.check_mix("priors", priors)
+    own = surrogate.check_mix("priors", decision.priors)
+    if priors is not None and not np.allclose(surrogate.check_mix("priors", priors), own):
         raise ValueError(
-            f"`threshold` must be a number in [0, 1){expected}. "
-            f"Received: threshold={validation.show(threshold)}"
+            "`priors` must be left out, or be that of the decision, which depends on it. Received: "
+            f"priors={validation.show(priors)} for a decision under {decision.priors}"
         )
-    if shape[-1] != 2:
-        raise ValueError(
-            "`threshold` must be left out for more than two classes. Received: "
-            f"threshold={validation.show(threshold)} for {shape[-1]} classes"
-        )
-    return thresholds.tolist()
+    return own
 
 
 def _tensorflow():
@@ -230,8 +224,9 @@ def _tensorflow():
     return tensorflow
 
 
-def _archive(tf, model, input_names, loss, classes):
+def _archive(tf, model, input_names, decision, classes):
     """Returns the `keras.export.ExportArchive` with the signatures, and the function of `raw`."""
+    loss, surrogate = decision.loss, decision.loss.surrogate
     specs = {
         name: tf.TensorSpec((None, *x.shape[1:]), x.dtype, name)
         for name, x in zip(input_names, model.inputs, strict=True)
@@ -240,39 +235,40 @@ def _archive(tf, model, input_names, loss, classes):
     def raw(inputs):
         return {"logits": _logits(model, loss, [inputs[name] for name in input_names])}
 
-    labels, threshold = loss.surrogate.num_labels, classes["threshold"]
+    labels = surrogate.num_labels
     archive = keras.export.ExportArchive()
     archive.track(model)
     logits_of = archive.add_endpoint("raw", raw, [specs])
+    shape = logits_of.get_concrete_function().structured_outputs["logits"].shape
+    of_scores = tuple(shape)
+    if surrogate.binary:
+        is_column = not surrogate.axes and shape[1:] and shape[-1] == 1
+        of_scores = (*(of_scores[:-1] if is_column else of_scores), 2)
 
     def log_posterior(logits):
-        if loss.surrogate.binary and not labels and logits.shape[-1:] == (1,):
-            logits = logits[..., 0]  # Others are positions: each has its logit.
-        return loss.log_posterior(logits)
+        return loss.log_posterior(decision.check_logits(logits))
 
-    shape = logits_of.get_concrete_function().structured_outputs["logits"].shape
     log_posterior = backends.tf_function(log_posterior, shape)
+    decide = backends.tf_function(decision.of_logits, shape)
+    decide_under = backends.tf_function(decision.of_logits, shape, of_scores)
 
     names = tf.constant(classes["class_names"])
-    target = tf.constant(classes["target_priors"])
-    loss_target = tf.constant(classes["loss_target_priors"])
-    occurs = loss_target > 0
+    own = tf.constant(classes["loss_target_priors"])
+    occurs = own > 0
 
-    def answer(inputs, target_priors):
+    def answer(inputs, priors, is_sent):
         logits = logits_of(inputs)["logits"]
-        log_p = log_posterior(logits) / classes["temperature"]
-        # From the mix of the loss, in which a class that never occurs has 0, and keeps it.
-        change = tf.math.log(target_priors) - tf.math.log(tf.where(occurs, loss_target, 1.0))
-        change = tf.cast(tf.where(occurs, change, 0.0), log_p.dtype)
-        # One mix per example: the same at each of its positions.
-        positions = [1] * (log_p.shape.rank - 1 - target.shape.rank)
-        change = tf.reshape(change, [-1, *positions, *target.shape])
-        probabilities = tf.nn.softmax(log_p + change)
-        if threshold is None:
-            class_id = tf.argmax(probabilities, axis=-1)
-        else:
-            exceeds = probabilities[..., 1] > tf.constant(threshold, probabilities.dtype)
-            class_id = tf.cast(exceeds, tf.int64)
+        log_p = log_posterior(logits)
+        # One mix per example: the same at each of its positions. A class that never occurs has 0 in
+        # every mix, and is masked in the posterior.
+        positions = [1] * (log_p.shape.rank - 1 - own.shape.rank)
+        log_mix = tf.math.log(tf.where(occurs, priors / tf.reduce_sum(priors, -1, True), 1.0))
+        log_mix = tf.reshape(log_mix, [-1, *positions, *own.shape])
+        log_mix = tf.cast(tf.broadcast_to(log_mix, tf.shape(log_p)), log_p.dtype)
+        log_own = tf.cast(tf.math.log(tf.where(occurs, own, 1.0)), log_p.dtype)
+        probabilities = tf.nn.softmax(log_p / decision.temperature + log_mix - log_own)
+        class_id = decide_under(logits, log_mix) if is_sent else decide(logits)
+        class_id = tf.cast(class_id, tf.int64)
         if labels:
             probabilities = probabilities[..., 1]
             class_name = tf.broadcast_to(names, tf.shape(class_id))
@@ -287,30 +283,29 @@ def _archive(tf, model, input_names, loss, classes):
 
     @tf.function(input_signature=[specs], autograph=False)
     def serving_default(inputs):
-        return answer(inputs, target)
+        return answer(inputs, tf.constant(classes["priors"]), False)
 
-    mix = tf.TensorSpec((None, len(classes["class_names"])), tf.float32, "target_priors")
+    mix = tf.TensorSpec((None, len(classes["class_names"])), tf.float32, "priors")
 
-    @tf.function(input_signature=[{**specs, "target_priors": mix}], autograph=False)
+    @tf.function(input_signature=[{**specs, "priors": mix}], autograph=False)
     def with_priors(inputs):
         inputs = dict(inputs)
         # A loaded signature does not look at shapes.
-        target_priors = tf.ensure_shape(inputs.pop("target_priors"), mix.shape)
+        priors = tf.ensure_shape(inputs.pop("priors"), mix.shape)
         if labels:
-            target_priors = tf.stack([1.0 - target_priors, target_priors], axis=-1)
-        valid = tf.reduce_all(tf.math.is_finite(target_priors) & (target_priors >= 0))
-        valid &= tf.reduce_all(tf.reduce_sum(target_priors, axis=-1) > 0)
-        valid &= tf.reduce_all(occurs | (target_priors == 0))
+            priors = tf.stack([1.0 - priors, priors], axis=-1)
+        valid = tf.reduce_all(tf.math.is_finite(priors) & (priors >= 0))
+        valid &= tf.reduce_all(tf.reduce_sum(priors, axis=-1) > 0)
+        valid &= tf.reduce_all(occurs | (priors == 0))
         check = tf.debugging.Assert(
             valid,
             [
-                "`target_priors` must be a class mix, with 0 for classes that never occur. "
-                "Received:",
-                target_priors,
+                "`priors` must be a class mix, with 0 for classes that never occur. Received:",
+                priors,
             ],
         )
         with tf.control_dependencies([check]):
-            return answer(inputs, tf.identity(target_priors))
+            return answer(inputs, tf.identity(priors), True)
 
     for function in (serving_default, with_priors):
         function.get_concrete_function()

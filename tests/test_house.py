@@ -18,7 +18,7 @@ FLOORS = [
     {"validation", "backends"},
     {"surrogates", "targets"},
     {"formula", "reading"},
-    {"functional", "losses"},
+    {"functional", "losses", "sums"},
     {"decisions"},
     {"layers", "metrics", "datasets", "models", "plots", "tuning.fingerprint"},
     {"callbacks", "calibration", "tuning.grid", "tuning.oracle"},

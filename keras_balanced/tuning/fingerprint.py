@@ -40,6 +40,11 @@ def fingerprint(hypermodel: Any, oracle: Any, args: tuple, kwargs: dict) -> dict
     }
     if getattr(hypermodel, "seed", None) is not None:
         what["seed"] = hypermodel.seed
+    if hasattr(hypermodel, "decide"):
+        # By the first loss: a grid may grow.
+        decision = hypermodel.decide(next(iter(hypermodel.grid.values())))
+        config = decision.get_config() if decision else {}
+        what["decision"] = as_json({name: part for name, part in config.items() if name != "loss"})
     what |= checksums(getattr(hypermodel, "grid", {}))
     for name, value in kwargs.items():
         if name in ("validation_data", "sample_weight"):

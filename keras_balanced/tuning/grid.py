@@ -11,12 +11,14 @@ import keras
 import numpy as np
 
 from keras_balanced.backends import probability_layer
+from keras_balanced.decisions import decision_of
 from keras_balanced.losses import LOSSES, BalancedLoss
 from keras_balanced.surrogates import FAMILIES, Surrogate
 from keras_balanced.tuning.fingerprint import checksums, differences
 from keras_balanced.validation import as_array, check_number
 
 if TYPE_CHECKING:
+    from keras_balanced.decisions import Decision
     from keras_balanced.validation import ClassMix
 
 __all__ = ["Q", "check_model", "loss_grid", "suggest", "suggest_loss"]
@@ -185,8 +187,9 @@ def suggest_loss(
     q: Sequence[float] = Q,
     *,
     target_priors: ClassMix | None = None,
+    decision: Callable[[BalancedLoss], Decision | BalancedLoss] | None = None,
     **options: Sequence[Any],
-) -> BalancedLoss:
+) -> BalancedLoss | tuple[BalancedLoss, Decision | None]:
     """Suggests a loss to an Optuna trial: each distinct one of a grid is one set of parameters.
 
     The parameters are those of `BalancedHyperModel`: `loss`, `q`, `tau` and `margins`, each only
@@ -199,10 +202,11 @@ def suggest_loss(
         losses: The losses to search.
         q: The values of `q`.
         target_priors: Class mix to be good at. `None` is uniform.
+        decision: Function `loss -> Decision`, to have the decision of the loss with it.
         options: Lists of values of `tau` and of `margins`.
 
     Returns:
-        The loss to train with.
+        The loss to train with; with `decision` a pair of it and its decision.
 
     Raises:
         ValueError: for an empty grid and values out of their range, and for another grid than
@@ -233,7 +237,8 @@ def suggest_loss(
             chosen[name] = trial.suggest_categorical(name, values) if is_choice else values[0]
         return chosen[name]
 
-    return suggest(grid, choose)
+    loss = suggest(grid, choose)
+    return loss if decision is None else (loss, decision_of(decision)(loss))
 
 
 def _check_study(study, losses):

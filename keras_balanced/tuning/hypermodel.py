@@ -12,8 +12,10 @@ import keras_tuner
 import numpy as np
 
 from keras_balanced.backends import compile_arguments
+from keras_balanced.decisions import Decision, decision_of
+from keras_balanced.layers import refuse_adjusted_twice
 from keras_balanced.losses import BalancedLoss
-from keras_balanced.metrics import BalancedAccuracy
+from keras_balanced.metrics import BalancedAccuracy, warn_of_other_decisions
 from keras_balanced.surrogates import FAMILIES
 from keras_balanced.tuning.grid import Q, check_model, loss_grid, suggest
 from keras_balanced.tuning.oracle import choose
@@ -44,6 +46,8 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             name.
         q: The values of `q` to search, each in `[0, 1)`.
         target_priors: Class mix to be good at, as `priors`, for all losses. `None` is uniform.
+        decision: Function `loss -> Decision`, by which the metrics of recalls of a trial predict;
+            `None` (default) is the default decision of its loss. Metrics that have one keep it.
         compile_kwargs: Optional dict of arguments of `model.compile`: `optimizer`, `metrics` to
             have beside the balanced accuracy, `jit_compile`... They go before those of `build`.
         seed: Seed set before each build: all configurations start alike, and a resumed search
@@ -79,6 +83,7 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         q: Sequence[float] = Q,
         *,
         target_priors: ClassMix | None = None,
+        decision: Callable[[BalancedLoss], Decision | BalancedLoss] | None = None,
         compile_kwargs: dict[str, Any] | None = None,
         seed: int | None = None,
         **options: Sequence[Any],
@@ -88,6 +93,8 @@ class BalancedHyperModel(keras_tuner.HyperModel):
                 f"`build` must be a function that returns a model. Received: build={build!r}"
             )
         self.compile_kwargs = dict(compile_kwargs or {})
+        self.decide = decision_of(decision)
+        self._has_warned = False
         if "loss" in self.compile_kwargs:
             raise ValueError(
                 "`compile_kwargs` must not have a `loss`, which the search chooses. "
@@ -122,16 +129,20 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         if self.seed is not None:
             keras.utils.set_random_seed(self.seed)
         model = self._user_build(hp) if _takes_argument(self._user_build) else self._user_build()
+        loss = self.loss(hp)
         try:
             check_model(model, self.num_classes)
+            refuse_adjusted_twice(model, loss)
         except ValueError as error:
             # Which KerasTuner does not take for a failed trial.
             raise keras_tuner.errors.FatalValueError(str(error)) from error
-        loss = self.loss(hp)
         arguments = self._compile_arguments(model, loss)
         # Of a subclass with a `compile` of its own, what that keeps stays.
         compile_ = keras.Model.compile if model.compiled else type(model).compile
         compile_(model, **arguments, loss=loss)
+        if not self._has_warned and (decision := self.decide(loss)) is not None:
+            warn_of_other_decisions(model, decision)
+        self._has_warned = True
         if model.built:  # So that a checkpoint finds the optimizer's variables.
             model.optimizer.build(model.trainable_variables)
         return model
@@ -145,14 +156,26 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             first = _as_list(given.get(name))
             names = {_name(metric) for metric in first}
             metrics = first + [m for m in _as_list(kept.get(name)) if _name(m) not in names]
-            arguments[name] = [_with_loss(metric, loss) for metric in metrics]
+            arguments[name] = [self._with_decision(metric, loss) for metric in metrics]
         weighted = {_name(metric) for metric in arguments["weighted_metrics"]}
         metrics = [m for metric in arguments["metrics"] if (m := _beside(metric, weighted))]
         every = metrics + arguments["weighted_metrics"]
         if not any(isinstance(metric, BalancedAccuracy) for metric in every):
-            metrics.append(BalancedAccuracy(self.num_classes, loss.ignore_class, loss=loss))
+            ours = BalancedAccuracy(self.num_classes, ignore_class=loss.ignore_class)
+            metrics.append(self._with_decision(ours, loss))
         arguments["metrics"] = metrics
         return {name: value for name, value in arguments.items() if value != []}
+
+    def _with_decision(self, metric, loss):
+        """Returns a metric; of ours one that decides, and looks at the posterior, as the trial."""
+        if type(metric).__module__ != BalancedAccuracy.__module__:
+            return metric
+        config = metric.get_config()
+        if "decision" in config and config["decision"] is None:
+            return type(metric).from_config({**config, "decision": self.decide(loss)})
+        if config.get("loss", loss) is None and not config["from_logits"]:
+            return type(metric).from_config({**config, "loss": loss})
+        return metric
 
     def fit(self, hp, model, *args, **kwargs):
         if model.loss != self.loss(hp):
@@ -234,20 +257,6 @@ def _copy(value):
     """Returns a copy of an optimizer or metric, which belong to one model each."""
     is_of_model = isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric))
     return type(value).from_config(value.get_config()) if is_of_model else value
-
-
-def _with_loss(metric, loss):
-    """Returns a metric; of ours one that decides by the posterior of the trial's loss.
-
-    So the model will be served.
-    """
-    if type(metric).__module__ != BalancedAccuracy.__module__:
-        return metric
-    config = metric.get_config()
-    if config["loss"] or config.get("from_logits", False):
-        return metric
-    config["loss"] = keras.saving.serialize_keras_object(loss)
-    return type(metric).from_config(config)
 
 
 def _beside(metric, weighted):
