@@ -14,7 +14,6 @@ import numpy as np
 _BLOCK = 2**22  # Numbers in the largest array of confusion matrices.
 _DIGITS = 10  # To which scores are compared: sums are rounded.
 _NOTHING = 1e-12  # A number below is 0, but for rounding.
-_RESTARTS = 20  # Where floors are not met.
 _SWEEPS = 50  # Over all classes, at most. Most searches end after 3 to 6.
 
 
@@ -130,8 +129,10 @@ class Search:
     """
 
     def __init__(self, scores, labels, weights, score, floors, reach, gap):
-        self.scores, self.labels, self.score = scores, labels, score
-        self.weights = weights / weights.sum()
+        total = weights.sum()
+        self.scores, self.labels, self.weights = scores, labels, weights / total
+        of_fractions = isinstance(score, SumsOfClasses)
+        self.score = score if of_fractions else lambda confusion: score(confusion * total)
         self.floors, self.reach, self.gap = floors, reach, gap
         self.true = np.bincount(labels, self.weights, minlength=len(floors))
         self.occurring = np.flatnonzero(self.true)
@@ -139,11 +140,11 @@ class Search:
         by_weight = self.occurring[np.argsort(self.true[self.occurring], kind="stable")]
         self.moved = self.occurring[1:] if len(self.occurring) == 2 else by_weight
 
-    def best_of(self, starts, seed=0):
+    def best_of(self, starts, seed=0, restarts=20):
         """Returns the best `log_mix` `(K,)` found from several, and none worse than these."""
         best = max([*map(self.ascend, starts), *starts], key=self.rank_of)
         rng = np.random.default_rng(seed)
-        for _ in range(_RESTARTS):
+        for _ in range(restarts):
             if self.rank_of(best)[0] == 0:
                 break
             # Floors that seem out of reach: from somewhere else they may not be.
@@ -227,7 +228,7 @@ class Search:
 class _Flow:
     """What is decided right, and at all, for each class, as examples flip to class `k` one by one.
 
-    `labels`, `rivals` (which lose the examples) and `weights` are `(N,)`, in the order of the flips.
+    `labels`, `rivals` (which lose the examples) and `weights` are `(N,)`, in the order of flips.
     """
 
     def __init__(self, k, labels, rivals, weights, num_classes):
@@ -235,7 +236,9 @@ class _Flow:
         lost = (weights * (labels == rivals), weights)
         self.whole = [np.bincount(rivals, part, minlength=num_classes) for part in lost]
         # In 16 bits NumPy sorts in linear time.
-        order = np.argsort(rivals.astype("uint16" if num_classes < 2**16 else "int64"), kind="stable")
+        order = np.argsort(
+            rivals.astype("uint16" if num_classes < 2**16 else "int64"), kind="stable"
+        )
         sizes = np.bincount(rivals, minlength=num_classes)
         first = np.repeat(np.cumsum(sizes) - sizes, sizes)
         self.after = [np.empty(len(rivals)) for _ in lost]

@@ -16,13 +16,14 @@ from keras_balanced import callbacks, datasets, metrics, models, plots, serving,
 # Each floor may import those below it, and nothing beside it.
 FLOORS = [
     {"validation", "backends"},
-    {"surrogates", "targets"},
+    {"surrogates", "targets", "scores"},
     {"formula", "reading"},
     {"functional", "losses", "sums"},
     {"decisions"},
     {"layers", "metrics", "datasets", "models", "plots", "tuning.fingerprint"},
     {"callbacks", "calibration", "tuning.grid", "tuning.oracle"},
-    {"serving", "tuning.hypermodel"},
+    {"finding", "tuning.hypermodel"},
+    {"serving"},
     {"tuning.folds"},
     {"tuning"},
 ]
