@@ -11,6 +11,7 @@ from scipy import special
 
 from keras_balanced import BalancedLoss, GCALoss, Surrogate
 from keras_balanced.surrogates import gca_surrogate, gla_surrogate
+from keras_balanced.validation import check_counts
 
 LDAM_MAX_MARGIN, LDAM_SCALE = 0.5, 30.0
 
@@ -23,13 +24,13 @@ def effective_number(counts, beta=0.9999):
     References:
         - [Cui et al., 2019](https://arxiv.org/abs/1901.05555)
     """
-    weights = effective_weights(counts, beta)
-    target = np.asarray(counts) * weights
+    counts = check_counts("counts", counts)
+    target = counts * effective_weights(counts, beta)
     return GCALoss(counts, 0.0, margins=None, consistent=False, target_priors=target)
 
 
 def effective_weights(counts, beta=0.9999):
-    counts = np.asarray(counts, "float64")
+    counts = check_counts("counts", counts)
     weights = (1 - beta) / (1 - beta**counts)
     return weights / np.average(weights, weights=counts)
 
@@ -46,7 +47,7 @@ class FocalLoss(keras.losses.CategoricalFocalCrossentropy):
 
     def __init__(self, counts, gamma=2.0):
         super().__init__(alpha=1.0, gamma=gamma, from_logits=True)
-        self.counts = np.asarray(counts, "float64")
+        self.counts = check_counts("counts", counts)
 
     def call(self, y_true, y_pred):
         return super().call(ops.one_hot(ops.cast(y_true, "int32"), len(self.counts)), y_pred)
@@ -69,7 +70,7 @@ class VSLoss(BalancedLoss):
     """
 
     def __init__(self, counts, gamma, tau, **kwargs):
-        self.counts, self.gamma, self.tau = np.asarray(counts, "float64"), gamma, tau
+        self.counts, self.gamma, self.tau = check_counts("counts", counts), gamma, tau
         self.scale = (self.counts / self.counts.max()) ** gamma
         shift = tau * np.log(self.counts / self.counts.sum())
         super().__init__(Surrogate(counts, shift=shift), **kwargs)
@@ -89,7 +90,7 @@ class LDAMLoss(BalancedLoss):
     """
 
     def __init__(self, counts, weights=None, **kwargs):
-        self.counts, self.weights = np.asarray(counts, "float64"), weights
+        self.counts, self.weights = check_counts("counts", counts), weights
         self.margins = LDAM_MAX_MARGIN * (self.counts.min() / self.counts) ** 0.25
         super().__init__(Surrogate(counts, weights=1.0 if weights is None else weights), **kwargs)
 

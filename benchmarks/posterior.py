@@ -114,7 +114,7 @@ def metric(shape, rounds):
     losses = {"logits": None, "GLA": GLALoss(priors_of(shape[1])), "GCA": gca(shape[1])}
     found = {}
     for mode in ("graph", "XLA"):
-        metrics = [BalancedAccuracy(shape[1], loss=loss) for loss in losses.values()]
+        metrics = [BalancedAccuracy(shape[1], decision=loss) for loss in losses.values()]
         updates = [in_mode(m.update_state, mode) for m in metrics]
         functions = {str(i): lambda f=f: f(y, z) for i, f in enumerate(updates)}
         times = np.median(compare(functions, rounds, 0.05), axis=0)

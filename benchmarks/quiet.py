@@ -20,16 +20,16 @@ def processes_of(folder):
 
 
 def main(folder, command):
-    stopped = processes_of(folder)[:1]
+    stopped = []
     try:
-        for queue in stopped:
-            os.kill(queue, signal.SIGSTOP)  # It starts no training from here on.
-            for training in processes_of(folder)[1:]:
-                os.kill(training, signal.SIGSTOP)
-                stopped.append(training)
+        # First the queue, which then starts no other training.
+        for part in (slice(1), slice(1, None)):
+            for process in processes_of(folder)[part]:
+                os.kill(process, signal.SIGSTOP)
+                stopped.append(process)
         return subprocess.run(command, shell=True).returncode
     finally:
-        for process in reversed(stopped):
+        for process in stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
 

@@ -15,7 +15,7 @@ import sys
 import keras
 import numpy as np
 
-from keras_balanced import BalancedAccuracy, ClassPrior, GLALoss, datasets, plots, serving
+from keras_balanced import BalancedAccuracy, ClassPrior, Decision, GLALoss, datasets, plots, serving
 
 C_LOADER = pathlib.Path(__file__).with_name("c_loader.py")
 CLASS_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -88,9 +88,8 @@ def main(argv=None):
     axes.figure.savefig(picture, dpi=150)
 
     servable = args.output / "digits"
-    version = serving.export(
-        model, servable, class_names=CLASS_NAMES, temperature=calibration.temperature
-    )
+    decision = Decision(model.loss, temperature=calibration.temperature)
+    version = serving.export(model, servable, decision, class_names=CLASS_NAMES)
     x = x_test[:: len(x_test) // REQUEST][:REQUEST].astype("float32")
     answer = ask(version, {"inputs": x}, args.output)
     logits = model.predict(x, verbose=0)
@@ -107,11 +106,11 @@ def main(argv=None):
     true_mix = 0.7 ** np.arange(10) / np.sum(0.7 ** np.arange(10))
     production = rng.choice(len(y_test), 1000, p=(true_mix / np.bincount(y_test))[y_test])
     x = x_test[production].astype("float32")
-    seen = {"inputs": x, "target_priors": prior.priors[None].astype("float32")}
+    seen = {"inputs": x, "priors": prior.priors[None].astype("float32")}
     estimate = serving.estimate_priors(
         ask(version, seen, args.output, "with_priors")["probabilities"], prior
     )
-    told = {"inputs": x, "target_priors": estimate[None].astype("float32")}
+    told = {"inputs": x, "priors": estimate[None].astype("float32")}
     moved = ask(version, told, args.output, "with_priors")["class_id"]
     stated = ask(version, {"inputs": x}, args.output)["class_id"]
     print(f"\nTrue mix of production   {true_mix.round(2)}")

@@ -87,7 +87,7 @@ def evaluate(model, x, y):
     ours = hasattr(model.loss, "posterior")
     # What post-hoc adjustment is, and how GCA, with its margins, decides. For GLA the same.
     positive = model.loss.posterior(logits) > 0.5 if ours else logits > 0
-    metric = BinaryBalancedAccuracy(loss=model.loss if ours else None)
+    metric = BinaryBalancedAccuracy(decision=model.loss if ours else None)
     metric.update_state(y, logits)
     return {
         "balanced accuracy": float(metric.result()),

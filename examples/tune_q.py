@@ -126,7 +126,7 @@ def main(argv=None):
     print("\nTest set, balanced accuracy in %")
     yardstick = logit_adjusted(build, args, prior, (x, y))
     for name, model in (("logit-adjusted", yardstick), ("best of the search", best)):
-        metric = BalancedAccuracy(prior.num_classes, loss=model.loss)
+        metric = BalancedAccuracy(prior.num_classes, decision=model.loss)
         metric.update_state(y_test, model.predict(x_test, verbose=0))
         print(f"{name:<28}{100 * float(metric.result()):>7.1f}")
     draw(table, args.output / "tune_q.png")

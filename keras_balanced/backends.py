@@ -28,6 +28,15 @@ def full_precision():
     return dtype if dtype in ("float32", "float64") else "float32"
 
 
+def long_integer():
+    """Returns the widest dtype of signed integers: JAX has 32 bits unless told otherwise."""
+    if name() == "jax":
+        import jax
+
+        return "int64" if jax.config.jax_enable_x64 else "int32"
+    return "int64"
+
+
 def sparse_cross_entropy(labels, logits, num_classes, scale=None, shift=None):
     """Returns `-log softmax(logits * scale + shift)[labels]`, `(...)`, for labels in `[0, K)`.
 
@@ -206,7 +215,24 @@ def tf_function(function, *shapes):
         ", ".join(f"d{i}" if size is None else str(size) for i, size in enumerate(shape))
         for shape in shapes
     ]
-    return jax2tf.convert(function, polymorphic_shapes=[f"({shape})" for shape in free])
+    converted = jax2tf.convert(function, polymorphic_shapes=[f"({shape})" for shape in free])
+    if shapes[0][0] is not None:
+        return converted
+    import tensorflow as tf
+
+    def in_few_sizes(*tensors):
+        # As `of_rows`: it is compiled again for each number of rows that is served.
+        rows = tf.shape(tensors[0])[:1]
+        place = tf.searchsorted(tf.constant([2**i for i in range(31)]), rows)
+        added = tf.bitwise.left_shift(tf.ones_like(place), place) - rows
+        padded = []
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            axes = tf.one_hot([1], 2 * len(shape), dtype="int32") * added
+            more = tf.pad(tensor, tf.reshape(axes, (-1, 2)))
+            padded.append(tf.ensure_shape(more, (None, *shape[1:])))
+        return converted(*padded)[: rows[0]]
+
+    return in_few_sizes
 
 
 def compiled(function):

@@ -24,10 +24,11 @@ def gla_loss(
     priors: ClassMix,
     q: float = 0.0,
     tau: float | None = None,
+    *,
     target_priors: ClassMix | None = None,
+    label_smoothing: float = 0.0,
     from_logits: bool = True,
     ignore_class: int | Sequence[int] | None = None,
-    label_smoothing: float = 0.0,
 ) -> Any:
     """Computes the generalized logit-adjusted loss of each example.
 
@@ -47,10 +48,10 @@ def gla_loss(
         q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
         tau: Strength of the logit adjustment. `None` is `1 / (1 - q)`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
+        label_smoothing: Float in `[0, 1)`, as in the loss class.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
         ignore_class: Integer label, in `[0, K)` or outside, or a list of several, whose positions
             get the loss 0.
-        label_smoothing: Float in `[0, 1)`, as in the loss class.
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
@@ -72,7 +73,9 @@ def gla_loss(
         - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
         - [Menon et al., 2021](https://arxiv.org/abs/2007.07314) (q = 0)
     """
-    surrogate = gla_surrogate(priors, q, tau, target_priors, label_smoothing=label_smoothing)
+    surrogate = gla_surrogate(
+        priors, q, tau, target_priors=target_priors, label_smoothing=label_smoothing
+    )
     ignored = check_ignore_class(ignore_class)
     return surrogate_loss(y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignored)
 
@@ -84,10 +87,11 @@ def gca_loss(
     q: float = 0.0,
     margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
     consistent: bool = False,
+    *,
     target_priors: ClassMix | None = None,
+    label_smoothing: float = 0.0,
     from_logits: bool = True,
     ignore_class: int | Sequence[int] | None = None,
-    label_smoothing: float = 0.0,
 ) -> Any:
     """Computes the generalized class-aware weighted loss of each example.
 
@@ -113,10 +117,10 @@ def gca_loss(
         consistent: Whether to multiply the weights by the margins too, which makes the argmax of
             the logits Bayes-consistent at `q = 0`.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
+        label_smoothing: Float in `[0, 1)`, as in the loss class.
         from_logits: Whether `y_pred` is logits (default) or probabilities.
         ignore_class: Integer label, in `[0, K)` or outside, or a list of several, whose positions
             get the loss 0.
-        label_smoothing: Float in `[0, 1)`, as in the loss class.
 
     Returns:
         The losses, `(...)`, in the dtype of `y_pred`. A label outside `[0, K)` raises
@@ -138,7 +142,12 @@ def gca_loss(
         - [Cortes et al., 2025](https://arxiv.org/abs/2512.23947)
     """
     surrogate = gca_surrogate(
-        priors, q, margins, consistent, target_priors, label_smoothing=label_smoothing
+        priors,
+        q,
+        margins,
+        consistent,
+        target_priors=target_priors,
+        label_smoothing=label_smoothing,
     )
     ignored = check_ignore_class(ignore_class)
     return surrogate_loss(y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignored)

@@ -78,6 +78,7 @@ class ClassPrior(keras.layers.Layer):
     def __init__(
         self,
         num_classes: int,
+        *,
         smoothing: float = 0.0,
         output_mode: Literal["prior", "log_prior", "weight"] = "prior",
         multi_label: bool = False,
@@ -364,8 +365,8 @@ class LogitAdjustment(keras.layers.Layer):
             (1-D, positive), a dict or pandas Series of them by class id, or an adapted
             `ClassPrior`. For one logit per example the positive rate, or a mix of two classes; for
             independent labels a `ClassPrior` adapted with `multi_label=True`.
-        target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         tau: Strength of the adjustment, a finite number.
+        target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         binary: Whether `priors` and `target_priors` are positive rates, of one logit or a vector
             of `L` for `L` labels. `None` (default) is what they look like: a number is a rate, a
             vector a class mix.
@@ -394,8 +395,9 @@ class LogitAdjustment(keras.layers.Layer):
     def __init__(
         self,
         priors: ClassMix,
-        target_priors: ClassMix | None = None,
         tau: float = 1.0,
+        *,
+        target_priors: ClassMix | None = None,
         binary: bool | None = None,
         **kwargs: Any,
     ):
@@ -403,7 +405,9 @@ class LogitAdjustment(keras.layers.Layer):
         if binary is None:
             binary = validation.is_number(priors) or getattr(priors, "multi_label", False)
         self.binary = bool(binary)
-        self.surrogate = surrogates.gla_surrogate(priors, 0.0, tau, target_priors, self.binary)
+        self.surrogate = surrogates.gla_surrogate(
+            priors, 0.0, tau, target_priors=target_priors, binary=self.binary
+        )
         self.priors = validation.plain(priors, self.binary)
         self.target_priors = validation.plain(target_priors, self.binary)
         self.tau = float(tau)

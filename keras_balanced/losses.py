@@ -83,6 +83,7 @@ class BalancedLoss(keras.losses.Loss):
     def __init__(
         self,
         surrogate: Surrogate,
+        *,
         from_logits: bool = True,
         ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
@@ -220,14 +221,15 @@ class BalancedLoss(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         names = [
-            *("from_logits", "ignore_class", "dtype"),
+            *("from_logits", "dtype"),
             *(
                 p.name
                 for p in inspect.signature(type(self)).parameters.values()
                 if p.kind != p.VAR_KEYWORD
             ),
         ]
-        return {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
+        config = {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
+        return {**config, "ignore_class": self.ignore_class}  # Integers stay integers.
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BalancedLoss:
@@ -325,6 +327,11 @@ class GLALoss(BalancedLoss):
         tau: Strength of the logit adjustment, a finite number. `None` is `1 / (1 - q)`; 0 gives
             the (generalized) cross-entropy.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to all classes, in
+            proportion to `priors / target_priors`: for balanced accuracy the class mix itself, for
+            plain accuracy uniform, as in Keras. So smoothed, the best decision stays what it is
+            for any number of classes, which under uniform smoothing it does not; `posterior` takes
+            the mass away again.
         from_logits: Whether `y_pred` is logits (default) or probabilities. Logits are better: a
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
@@ -334,11 +341,6 @@ class GLALoss(BalancedLoss):
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
-        label_smoothing: Float in `[0, 1)`: how much of each target goes to all classes, in
-            proportion to `priors / target_priors`: for balanced accuracy the class mix itself, for
-            plain accuracy uniform, as in Keras. So smoothed, the best decision stays what it is
-            for any number of classes, which under uniform smoothing it does not; `posterior` takes
-            the mass away again.
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
@@ -369,18 +371,31 @@ class GLALoss(BalancedLoss):
         priors: ClassMix,
         q: float = 0.0,
         tau: float | None = None,
+        *,
         target_priors: ClassMix | None = None,
+        label_smoothing: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gla_loss",
         dtype: str | None = None,
-        label_smoothing: float = 0.0,
     ):
         surrogate = surrogates.gla_surrogate(
-            priors, q, tau, target_priors, self._binary, label_smoothing
+            priors,
+            q,
+            tau,
+            target_priors=target_priors,
+            label_smoothing=label_smoothing,
+            binary=self._binary,
         )
-        super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
+        super().__init__(
+            surrogate,
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
         self.priors = validation.plain(priors, self._binary)
         self.q = surrogate.q
         self.tau = None if tau is None else float(tau)
@@ -423,6 +438,11 @@ class GCALoss(BalancedLoss):
             class-weighted (generalized) cross-entropy. Or `K` positive numbers.
         consistent: Whether to multiply the weights by the margins too.
         target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to all classes, in
+            proportion to `priors / target_priors`: for balanced accuracy the class mix itself, for
+            plain accuracy uniform, as in Keras. So smoothed, the best decision stays what it is
+            for any number of classes, which under uniform smoothing it does not; `posterior` takes
+            the mass away again.
         from_logits: Whether `y_pred` is logits (default) or probabilities. Logits are better: a
             model that ends in a softmax is refused under `True` where Keras marks its output:
             on TensorFlow and PyTorch, unless another layer or a cast follows. On JAX it cannot be
@@ -432,11 +452,6 @@ class GCALoss(BalancedLoss):
         reduction: As in every Keras loss. Defaults to `"sum_over_batch_size"`.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
-        label_smoothing: Float in `[0, 1)`: how much of each target goes to all classes, in
-            proportion to `priors / target_priors`: for balanced accuracy the class mix itself, for
-            plain accuracy uniform, as in Keras. So smoothed, the best decision stays what it is
-            for any number of classes, which under uniform smoothing it does not; `posterior` takes
-            the mass away again.
 
     Call arguments: `y_true` integer classes `(...)` or `(..., 1)`, or one-hot or soft targets
     `(..., K)`; `y_pred` `(..., K)`; `sample_weight` of any leading axes of the target. A label
@@ -470,18 +485,32 @@ class GCALoss(BalancedLoss):
         q: float = 0.0,
         margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
         consistent: bool = False,
+        *,
         target_priors: ClassMix | None = None,
+        label_smoothing: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "gca_loss",
         dtype: str | None = None,
-        label_smoothing: float = 0.0,
     ):
         surrogate = surrogates.gca_surrogate(
-            priors, q, margins, consistent, target_priors, self._binary, label_smoothing
+            priors,
+            q,
+            margins,
+            consistent,
+            target_priors=target_priors,
+            label_smoothing=label_smoothing,
+            binary=self._binary,
         )
-        super().__init__(surrogate, from_logits, ignore_class, reduction, name, dtype)
+        super().__init__(
+            surrogate,
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
         self.priors = validation.plain(priors, self._binary)
         self.q = surrogate.q
         self.margins = validation.plain(margins)
@@ -514,6 +543,8 @@ class BinaryGLALoss(GLALoss):
         tau: Strength of the logit adjustment, a finite number. `None` is `1 / (1 - q)`.
         target_priors: Positive rate to be good at, one for all or for each label. `None` is 0.5:
             balanced accuracy.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to both labels, in
+            proportion to prior over target prior, as in `GLALoss`.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GLALoss`.
         ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
@@ -521,8 +552,6 @@ class BinaryGLALoss(GLALoss):
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
-        label_smoothing: Float in `[0, 1)`: how much of each target goes to both labels, in
-            proportion to prior over target prior, as in `GLALoss`.
 
     Call arguments: `y_true` and `y_pred` `(...)` or `(..., 1)` for one rate, `(..., L)` for a
     vector of them; labels 0, 1 or soft in between (others give NaN); `sample_weight` of any
@@ -549,25 +578,26 @@ class BinaryGLALoss(GLALoss):
         priors: ClassMix,
         q: float = 0.0,
         tau: float | None = None,
+        *,
         target_priors: ClassMix | None = None,
+        label_smoothing: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gla_loss",
         dtype: str | None = None,
-        label_smoothing: float = 0.0,
     ):
         super().__init__(
             priors,
             q,
             tau,
-            target_priors,
-            from_logits,
-            ignore_class,
-            reduction,
-            name,
-            dtype,
-            label_smoothing,
+            target_priors=target_priors,
+            label_smoothing=label_smoothing,
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
         )
 
 
@@ -599,6 +629,8 @@ class BinaryGCALoss(GCALoss):
         consistent: Whether to multiply the weights by the margins too.
         target_priors: Positive rate to be good at, one for all or for each label. `None` is 0.5:
             balanced accuracy.
+        label_smoothing: Float in `[0, 1)`: how much of each target goes to both labels, in
+            proportion to prior over target prior, as in `GLALoss`.
         from_logits: Whether `y_pred` is logits (default) or probabilities. A model that ends in a
             sigmoid is refused under `True` where Keras marks its output, as in `GCALoss`.
         ignore_class: Integer label (-1, 255), or a list of several, whose positions take no part
@@ -606,8 +638,6 @@ class BinaryGCALoss(GCALoss):
         reduction: As in every Keras loss; `None` gives one value per label.
         name: Optional name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
-        label_smoothing: Float in `[0, 1)`: how much of each target goes to both labels, in
-            proportion to prior over target prior, as in `GLALoss`.
 
     Call arguments: `y_true` and `y_pred` `(...)` or `(..., 1)` for one rate, `(..., L)` for a
     vector of them; labels 0, 1 or soft in between (others give NaN); `sample_weight` of any
@@ -635,26 +665,27 @@ class BinaryGCALoss(GCALoss):
         q: float = 0.0,
         margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
         consistent: bool = False,
+        *,
         target_priors: ClassMix | None = None,
+        label_smoothing: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | Sequence[int] | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_gca_loss",
         dtype: str | None = None,
-        label_smoothing: float = 0.0,
     ):
         super().__init__(
             priors,
             q,
             margins,
             consistent,
-            target_priors,
-            from_logits,
-            ignore_class,
-            reduction,
-            name,
-            dtype,
-            label_smoothing,
+            target_priors=target_priors,
+            label_smoothing=label_smoothing,
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
         )
 
 

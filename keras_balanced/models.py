@@ -42,11 +42,13 @@ def resnet(
         - [He et al., 2016](https://arxiv.org/abs/1512.03385)
     """
     if depth < 8 or depth % 6 != 2:
-        raise ValueError(f"`depth` must be 6 n + 2: 8, 14, 20, 32... Received: depth={depth}")
+        raise ValueError(
+            f"`depth` must be 6 n + 2: 8, 14, 20, 32... Received: depth={validation.show(depth)}"
+        )
     if len(input_shape) != 3 or min(input_shape[:2]) < 8:
         raise ValueError(
             "`input_shape` must be (height, width, channels) of at least 8 by 8. "
-            f"Received: input_shape={input_shape}"
+            f"Received: input_shape={validation.show(input_shape)}"
         )
     num_classes = validation.check_integer("num_classes", num_classes, low=2)
     regularizer = keras.regularizers.L2(l2) if l2 else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_balanced import targets, validation
+from keras_balanced.decisions import check_decision
 from keras_balanced.surrogates import FAMILIES
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
+    from keras_balanced.decisions import Decision
+    from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import HasCounts
 
 __all__ = [
@@ -109,16 +112,21 @@ def class_recalls(
 def confusion_matrix(
     labels: ArrayLike,
     predicted: ArrayLike,
+    *,
     class_names: Sequence[str] | Mapping | None = None,
+    decision: Decision | BalancedLoss | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws how often each class is predicted as each other; the diagonal is the recalls.
 
     Args:
         labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`.
-        predicted: Predicted classes, in the same forms: of one logit `probabilities > threshold`.
+        predicted: Predicted classes, in the same forms; with a `decision` the predictions of the
+            model, `(N, K)`, or of one logit `(N,)` or `(N, 1)`.
         class_names: Name of each class, `K` of them in order, or a dict of names and ids; of the
             classes 0 and 1 also that of 1 alone. `None` takes the numbers up to the largest.
+        decision: `Decision` by which to predict classes, or the loss that the model was trained
+            with, which stands for its default one. `None` takes `predicted` for classes.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
     Returns:
@@ -135,6 +143,16 @@ def confusion_matrix(
     class
     """
     given = None if class_names is None else max(len(class_names), 2)
+    rule = check_decision("decision", decision)
+    if rule is not None:
+        surrogate = rule.loss.surrogate
+        if surrogate.num_labels is not None:
+            raise ValueError(
+                "`decision` must be of one class per example: of labels draw one at a time. "
+                f"Received: a decision of {surrogate.num_labels} labels"
+            )
+        given = surrogate.priors.shape[-1]
+        predicted = rule(targets.as_numpy("`predicted`", predicted))
     rows = targets.class_ids("labels", labels, given)
     columns = targets.class_ids("predicted", predicted, given)
     num_classes = given or int(max(rows.max(), columns.max())) + 1
@@ -200,7 +218,7 @@ def reliability_diagram(
     named = probabilities if isinstance(probabilities, dict) else {None: probabilities}
     for name, values in named.items():
         values = targets.as_numpy("`probabilities`", values).astype("float64")
-        if not values.size or not values.min() >= 0 or values.max() > 1 + 1e-3:
+        if not values.ndim or not values.size or not values.min() >= 0 or values.max() > 1 + 1e-3:
             found = f" in [{values.min():.3g}, {values.max():.3g}]" if values.size else ""
             raise ValueError(
                 "`probabilities` must be probabilities, not logits. Received: values of shape "

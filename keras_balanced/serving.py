@@ -203,8 +203,8 @@ def _check_inputs(model):
 
 def _check_decision(model, decision):
     """Returns the decision of an export: by default that of the compiled loss."""
-    if not isinstance(decision, Decision):
-        decision = check_loss(model, decision, labels=True)
+    if decision is None:
+        decision = check_loss(model, None, labels=True)
     return check_decision("decision", decision)
 
 

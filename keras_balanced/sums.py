@@ -17,7 +17,7 @@ _SUMS = 2**14  # Float32 sums beside each other, over which the examples of a ba
 class ClassMetric(keras.metrics.Metric):
     """What the metrics do with targets of any kind, weights, masks and `ignore_class`."""
 
-    _better = "up"
+    _better, _of_labels = "up", False
 
     def __init__(self, num_classes, ignore_class, name, dtype, least=2):
         super().__init__(name=name, dtype=dtype or backends.full_precision())
@@ -34,14 +34,10 @@ class ClassMetric(keras.metrics.Metric):
             y_true, weights = self._check_labels(y_true, weights)
             y_true = ops.reshape(y_true, (-1,))
         else:
-            self._check_ignored(y_true)
+            targets.refuse_ignored(y_true, self.ignore_class, self._of_labels)
             y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
             y_true = ops.reshape(y_true, (-1, self.num_classes))
         return y_true, ops.reshape(weights, (-1,))
-
-    def _check_ignored(self, y_true):
-        """Raises for class ids to ignore in targets `(..., K)`."""
-        targets.refuse_ignored(y_true, self.ignore_class)
 
     def _flatten_binary(self, y_true, y_pred, sample_weight, num_labels=None):
         """Returns labels in `[0, 1]` and weights, both `(N, L)`, `L` 1 by default."""
@@ -49,8 +45,7 @@ class ClassMetric(keras.metrics.Metric):
         weights = self._weights(y_pred, sample_weight, ops.shape(matched))
         y_true = ops.cast(y_true, self.dtype)
         if self.ignore_class is not None:
-            ignored = targets.is_ignored(y_true, self.ignore_class)
-            weights = ops.where(ignored, ops.zeros_like(weights), weights)
+            weights = ops.where(targets.is_ignored(y_true, self.ignore_class), 0.0, weights)
         valid = ops.logical_and(y_true >= 0, y_true <= 1)
         weights = self._spoil(weights, valid)
         y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
@@ -74,8 +69,7 @@ class ClassMetric(keras.metrics.Metric):
         ids, valid = targets.valid_ids(labels, self.num_classes)
         weights = self._spoil(weights, valid)
         if self.ignore_class is not None:
-            ignored = targets.is_ignored(labels, self.ignore_class)
-            weights = ops.where(ignored, ops.zeros_like(weights), weights)
+            weights = ops.where(targets.is_ignored(labels, self.ignore_class), 0.0, weights)
         return ids, weights
 
     def get_config(self) -> dict[str, Any]:
@@ -102,7 +96,7 @@ def sums_of(values, cells=None, num_cells=1):
         rest = ops.sum(values[whole:], axis=0)
     else:
         place = ops.reshape(
-            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (cells.ndim - 1))
+            ops.arange(length, dtype="int32") % number, (-1, *(1,) * (len(cells.shape) - 1))
         )
         cells = ops.reshape(place * num_cells + ops.cast(cells, "int32"), (-1,))
         sums, rest = ops.segment_sum(ops.reshape(values, (-1,)), cells, number * num_cells), 0.0

@@ -54,13 +54,13 @@ class Surrogate:
     Args:
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
             `ClassPrior`. With `binary` the positive rate in `(0, 1)`, or a vector of `L`.
-        target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         q: Float in `[0, 1)`. 0 is the cross-entropy, towards 1 the mean absolute error.
         shift: What is added to the logit of each class, `(K,)`, or one number for all.
         margins: Positive margin of each true class, `(K,)`, or one number for all. Not normalised.
         weights: Positive weight of each true class, `(K,)`, or one number for all.
-        binary: Whether the loss is of one logit, or of `L` independent labels.
+        target_priors: Class mix to be good at, as `priors`. `None` is uniform: balanced accuracy.
         label_smoothing: Float in `[0, 1)`, as in `GLALoss`.
+        binary: Whether the loss is of one logit, or of `L` independent labels.
 
     Raises:
         ValueError: for arguments out of their range, or that do not fit each other.
@@ -75,13 +75,14 @@ class Surrogate:
     def __init__(
         self,
         priors: ClassMix,
-        target_priors: ClassMix | None = None,
         q: float = 0.0,
         shift: ArrayLike = 0.0,
         margins: ArrayLike = 1.0,
         weights: ArrayLike = 1.0,
-        binary: bool = False,
+        *,
+        target_priors: ClassMix | None = None,
         label_smoothing: float = 0.0,
+        binary: bool = False,
     ):
         self.binary = bool(binary)
         zeros = target_priors is not None
@@ -169,18 +170,24 @@ def gla_surrogate(
     priors: ClassMix,
     q: float = 0.0,
     tau: float | None = None,
+    *,
     target_priors: ClassMix | None = None,
-    binary: bool = False,
     label_smoothing: float = 0.0,
+    binary: bool = False,
 ) -> Surrogate:
     """Returns the `Surrogate` of GLA; arguments as in `gla_loss`, `binary` with positive rates."""
-    plain = Surrogate(priors, target_priors, q, binary=binary)
+    plain = Surrogate(priors, q, target_priors=target_priors, binary=binary)
     tau = 1.0 / (1.0 - plain.q) if tau is None else validation.check_tau(tau)
     shift = -tau * np.log(plain.target_to_prior)
     # A class that does not occur gets the largest, so that training pushes its logit down.
     shift = np.where(plain.occurs, shift, shift[plain.occurs].max())
     return Surrogate(
-        priors, target_priors, q, shift=shift, binary=binary, label_smoothing=label_smoothing
+        priors,
+        q,
+        shift,
+        target_priors=target_priors,
+        label_smoothing=label_smoothing,
+        binary=binary,
     )
 
 
@@ -189,12 +196,13 @@ def gca_surrogate(
     q: float = 0.0,
     margins: Literal["cube_root"] | ArrayLike | None = "cube_root",
     consistent: bool = False,
+    *,
     target_priors: ClassMix | None = None,
-    binary: bool = False,
     label_smoothing: float = 0.0,
+    binary: bool = False,
 ) -> Surrogate:
     """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
-    plain = Surrogate(priors, target_priors, q, binary=binary)
+    plain = Surrogate(priors, q, target_priors=target_priors, binary=binary)
     weights, occurs = plain.target_to_prior, plain.occurs
     if margins is None:
         rho = plain.margins
@@ -219,12 +227,12 @@ def gca_surrogate(
         weights = weights * rho
     return Surrogate(
         priors,
-        target_priors,
         q,
         margins=rho,
         weights=weights,
-        binary=binary,
+        target_priors=target_priors,
         label_smoothing=label_smoothing,
+        binary=binary,
     )
 
 

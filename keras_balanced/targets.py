@@ -287,12 +287,17 @@ def is_ignored(labels, ignore_class):
     return functools.reduce(ops.logical_or, (ops.equal(labels, i) for i in ids), none)
 
 
-def refuse_ignored(y_true, ignore_class, what=""):
-    """Raises for targets `(..., K)`, which have no class ids that could be ignored."""
-    if ignore_class is not None:
+def refuse_ignored(y_true, ignore_class, or_labels=False):
+    """Raises for targets `(..., K)`, which have no class ids that could be ignored.
+
+    With `or_labels` they may be independent labels, of which what is outside `[0, K)` is not known.
+    """
+    if ignore_class is None:
+        return
+    if not or_labels or is_ignored(np.arange(y_true.shape[-1]), ignore_class).any():
         raise ValueError(
             "`ignore_class` needs `y_true` of integer classes. Received: targets of shape "
-            f"{tuple(y_true.shape)} and ignore_class={ignore_class}{what}"
+            f"{tuple(y_true.shape)} and ignore_class={ignore_class}"
         )
 
 
@@ -409,7 +414,7 @@ def signed(labels):
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if keras.backend.is_float_dtype(dtype) or dtype in ("int32", "int64"):
         return labels
-    return ops.cast(labels, "int64" if dtype in ("uint32", "uint64") else "int32")
+    return ops.cast(labels, backends.long_integer() if dtype in ("uint32", "uint64") else "int32")
 
 
 def valid_ids(labels, num_classes, occurs=None):

@@ -324,7 +324,7 @@ def check_ignore_class(value):
     if value is not None and not ids:
         raise ValueError(
             "`ignore_class` must be an integer, or a list of one or more. Received: "
-            f"ignore_class={value!r}"
+            f"ignore_class={show(value)}"
         )
     return ids if several else ids[0] if ids else None
 

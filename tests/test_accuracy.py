@@ -359,10 +359,12 @@ def test_l2_is_chosen_on_the_hold_out_of_the_first_seed():
 def test_the_hold_out_leaves_the_test_set_alone():
     held_out = accuracy.load("digits", 10, "exponential", 0, 0.2, 8)
     final = accuracy.load("digits", 10, "exponential", 0, 0.0, 8)
-    assert len(held_out[0][1]) + len(held_out[1][1]) == len(final[0][1])
-    assert len(final[1][1]) == 500
-    tail = {image.tobytes() for image in final[0][0]}
-    assert {image.tobytes() for image in held_out[1][0]} <= tail
+    assert len(held_out.train[1]) + len(held_out.evaluation[1]) == len(final.train[1])
+    tail = {image.tobytes() for image in final.train[0]}
+    assert {image.tobytes() for image in held_out.evaluation[0]} <= tail
+    assert final.evaluation is final.test
+    assert len(final.test[1]) == 500
+    np.testing.assert_array_equal(held_out.test[0], final.test[0])
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("uniform", 0.4), ("pair", 0.2)])
@@ -445,17 +447,17 @@ def test_noise_is_in_the_training_part_alone(held_out):
     arguments = ("digits", 10, "exponential", 0, held_out, 8)
     clean = accuracy.load(*arguments)
     noisy = accuracy.load(*arguments, "uniform:0.4")
-    (x, y), (x_test, y_test), true = noisy
+    (x, y), (x_test, y_test), true = noisy.train, noisy.evaluation, noisy.true
     assert 0.3 < (y != true).mean() < 0.5
-    truth = dict(zip([image.tobytes() for image in clean[0][0]], clean[2], strict=True))
+    truth = dict(zip([image.tobytes() for image in clean.train[0]], clean.true, strict=True))
     if held_out:  # The split is of the noisy labels, and both parts have them.
         np.testing.assert_allclose(np.bincount(y_test), np.bincount(y) / 4, atol=1)
-        truth |= {image.tobytes(): k for image, k in zip(*clean[1], strict=True)}
+        truth |= {image.tobytes(): k for image, k in zip(*clean.evaluation, strict=True)}
         truth_of_test = np.array([truth[image.tobytes()] for image in x_test])
         assert 0.3 < (y_test != truth_of_test).mean() < 0.5
     else:
-        np.testing.assert_array_equal(y_test, clean[1][1])
-        np.testing.assert_array_equal(x, clean[0][0])
+        np.testing.assert_array_equal(y_test, clean.evaluation[1])
+        np.testing.assert_array_equal(x, clean.train[0])
     np.testing.assert_array_equal([truth[image.tobytes()] for image in x], true)
 
 

@@ -22,6 +22,7 @@ from keras_balanced import (
     ClassCalibrationError,
     ClassPrior,
     ClassRecall,
+    Decision,
     GCALoss,
     GeometricMeanRecall,
     GLALoss,
@@ -105,10 +106,15 @@ def test_other_mixes_are_no_rate(priors, received):
 def test_logit_adjustment_of_one_logit(shape, rng):
     z = rng.standard_normal(shape).astype("float32")
     expected = z - 0.7 * (np.log(0.2 / 0.8) - np.log(0.4 / 0.6))
-    layers = [LogitAdjustment(0.2, 0.4, tau=0.7), LogitAdjustment(np.float32(0.2), 0.4, tau=0.7)]
+    layers = [
+        LogitAdjustment(0.2, target_priors=0.4, tau=0.7),
+        LogitAdjustment(np.float32(0.2), target_priors=0.4, tau=0.7),
+    ]
     if shape[-1] == 1:
         layers += [
-            LogitAdjustment(form, [6, 4] if name == "dict" else {1: 0.4, 0: 0.6}, tau=0.7)
+            LogitAdjustment(
+                form, target_priors=[6, 4] if name == "dict" else {1: 0.4, 0: 0.6}, tau=0.7
+            )
             for name, form in two_priors().items()
         ]
     for layer in layers:
@@ -202,11 +208,10 @@ def test_a_bad_label_spoils_the_mean():
         ({"label_id": 1}, "`label_id` needs `num_labels`"),
         ({"label_id": 3, "num_labels": 3}, r"`label_id` must be an integer in \[0, 3\)"),
         ({"num_labels": 0}, "`num_labels` must be an integer of at least 1"),
-        ({"threshold": 1.5, "loss": BinaryGLALoss(0.1)}, r"`threshold` must be in \[0, 1\)"),
-        ({"loss": GLALoss([9, 1])}, "Received: a loss of 2 classes"),
-        ({"loss": BinaryGLALoss([0.1, 0.2])}, "Received: a loss of 2 labels"),
-        ({"loss": BinaryGLALoss([0.1, 0.2]), "num_labels": 3}, "Received: a loss of 2 labels"),
-        ({"loss": "gla"}, "`loss` must be a loss of keras_balanced"),
+        ({"decision": GLALoss([9, 1])}, "Received: one of 2 classes"),
+        ({"decision": BinaryGLALoss([0.1, 0.2])}, "Received: one of 2 labels"),
+        ({"decision": BinaryGLALoss([0.1, 0.2]), "num_labels": 3}, "Received: one of 2 labels"),
+        ({"decision": "gla"}, "`decision` must be a `Decision`, or a loss of keras_balanced"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -216,8 +221,8 @@ def test_bad_arguments(arguments, message):
 
 @pytest.mark.parametrize("loss", [BinaryGLALoss(0.1), GLALoss([9, 1])])
 def test_a_loss_of_other_classes_is_refused(loss):
-    with pytest.raises(ValueError, match="`loss` must be of the 3 classes"):
-        BalancedAccuracy(3, loss=loss)
+    with pytest.raises(ValueError, match="`decision` must be of the 3 classes"):
+        BalancedAccuracy(3, decision=loss)
     with pytest.raises(ValueError, match="`loss` must be of 3 classes or labels"):
         ClassCalibrationError(3, loss=loss)
 
@@ -275,12 +280,12 @@ LOSSES = {
     "absent class": GLALoss([80, 20, 0], target_priors=[1, 1, 0]),
 }
 METRICS = [
-    lambda loss: BalancedAccuracy(3, loss=loss),
-    lambda loss: ClassRecall(3, class_id=1, loss=loss),
-    lambda loss: ClassRecall(3, loss=loss),
-    lambda loss: WorstClassRecall(3, loss=loss),
-    lambda loss: GeometricMeanRecall(3, loss=loss),
-    lambda loss: ShotRecall([80, 15, 5], "few", loss=loss),
+    lambda loss: BalancedAccuracy(3, decision=loss),
+    lambda loss: ClassRecall(3, class_id=1, decision=loss),
+    lambda loss: ClassRecall(3, decision=loss),
+    lambda loss: WorstClassRecall(3, decision=loss),
+    lambda loss: GeometricMeanRecall(3, decision=loss),
+    lambda loss: ShotRecall([80, 15, 5], "few", decision=loss),
 ]
 
 
@@ -305,9 +310,10 @@ def test_metrics_decide_by_the_posterior(name, make, rng):
 def test_binary_metric_decides_by_the_posterior(rng):
     y, z = rng.integers(0, 2, 300), rng.standard_normal((300, 1)).astype("float32")
     loss = BinaryGCALoss(0.05, margins=[3.0, 1.0])
-    metric = BinaryBalancedAccuracy(0.2, loss=loss)
+    decision = Decision(loss, threshold=0.2, priors=0.1)
+    metric = BinaryBalancedAccuracy(decision=decision)
     metric.update_state(y, z)
-    expected = balanced_accuracy_score(y, loss.posterior(z)[:, 0] > 0.2)
+    expected = balanced_accuracy_score(y, loss.posterior(z, priors=0.1)[:, 0] > 0.2)
     assert float(metric.result()) == pytest.approx(expected)
     assert float(metric.result()) != pytest.approx(balanced_accuracy_score(y, z[:, 0] > 0))
 
@@ -316,7 +322,10 @@ def test_probabilities_of_a_loss_without_logits(rng):
     z = (2 * rng.standard_normal((100, 3))).astype("float32")
     p = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
     loss = GCALoss([80, 15, 5], from_logits=False)
-    metric, other = BalancedAccuracy(3, loss=loss), BalancedAccuracy(3, loss=GCALoss([80, 15, 5]))
+    metric, other = (
+        BalancedAccuracy(3, decision=loss),
+        BalancedAccuracy(3, decision=GCALoss([80, 15, 5])),
+    )
     y = rng.integers(0, 3, 100)
     metric.update_state(y, p)
     other.update_state(y, z)
@@ -328,7 +337,7 @@ def test_metrics_with_a_loss_in_fit_and_in_a_saved_model(rng, tmp_path):
     y = (x[:, 0] + 0.5 * rng.standard_normal(200) > 0.8).astype(int) + (x[:, 1] > 1.5)
     loss = GCALoss(np.bincount(y, minlength=3), margins=[3.0, 1.0, 0.5])
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.compile("adam", loss, metrics=[BalancedAccuracy(3, loss=loss)])
+    model.compile("adam", loss, metrics=[BalancedAccuracy(3, decision=loss)])
     history = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
     predicted = loss.posterior(model.predict(x, verbose=0)).argmax(axis=-1)
     expected = balanced_accuracy_score(y, predicted)
@@ -406,13 +415,13 @@ def names_of(class_names):
     """The names that each place takes from one argument."""
     found = [
         [t.get_text() for t in ax.get_xticklabels()]
-        for ax in [plots.confusion_matrix([0, 1, 2], [0, 1, 2], class_names)]
+        for ax in [plots.confusion_matrix([0, 1, 2], [0, 1, 2], class_names=class_names)]
     ]
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
     model.compile("sgd", GLALoss([1, 1, 1]))
     x, y = np.eye(3, dtype="float32"), np.arange(3)
     history = model.fit(
-        x, y, callbacks=[callbacks.PerClassReport((x, y), class_names)], verbose=0
+        x, y, callbacks=[callbacks.PerClassReport((x, y), class_names=class_names)], verbose=0
     ).history
     keys = [name for name in history if name.startswith("val_recall_")]
     return [*found, [key.removeprefix("val_recall_") for key in keys]]
@@ -457,15 +466,16 @@ def test_report_of_one_logit(one_logit, capsys):
     assert f"  recall {recalls[1]:.3f}  fraud" in capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("way", ["loss", "threshold", "sigmoid", "keras"])
+@pytest.mark.parametrize("way", ["decision", "threshold", "sigmoid", "keras"])
 def test_report_decides_as_told(way, one_logit):
     model, x, y = one_logit
     arguments, cut = {}, 0.0
-    if way == "loss":
-        arguments = {"loss": BinaryGLALoss(0.1, tau=0.0)}
+    if way == "decision":
+        arguments = {"decision": BinaryGLALoss(0.1, tau=0.0)}
         cut = np.log(0.1 / 0.9)
     elif way == "threshold":
-        arguments, cut = {"threshold": 0.4}, 0.4
+        decision = Decision(BinaryGLALoss(0.5), threshold=sigmoid(np.array(0.4)), priors=0.5)
+        arguments, cut = {"decision": decision}, 0.4
     elif way == "sigmoid":
         model.add(keras.layers.Activation("sigmoid"))
         model.compile(keras.optimizers.SGD(0.0), BinaryGLALoss(0.3, from_logits=False))
@@ -494,7 +504,9 @@ def test_report_of_labels(loss, rng, capsys):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert logs["val_worst_label_balanced_accuracy"] == pytest.approx(min(expected))
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == (f"Epoch 1: mean balanced accuracy {np.mean(expected):.3f}, all 3 labels")
+    rule = "an output above 0" if loss == "keras" else str(Decision(ours))
+    found = f"mean balanced accuracy {np.mean(expected):.3f}"
+    assert printed[0] == f"Epoch 1: {found}, all 3 labels, by {rule}"
 
 
 def test_report_of_the_posterior(rng):
@@ -502,7 +514,7 @@ def test_report_of_the_posterior(rng):
     loss = GCALoss([80, 15, 5], margins=[3.0, 1.0, 0.5])
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile(keras.optimizers.SGD(0.0), loss)
-    logs, z = report_of(model, x, y, loss=loss)
+    logs, z = report_of(model, x, y)
     recalls = recall_score(y, loss.posterior(z).argmax(axis=-1), average=None)
     found = [logs[f"val_recall_{k}"] for k in range(3)]
     np.testing.assert_allclose(found, recalls, atol=1e-6)
@@ -635,7 +647,7 @@ def test_stopped_on_the_metric_and_exported_with_a_budget(rng, tmp_path):
     rate = float(y[:2000].mean())
     loss = BinaryGCALoss(rate)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
-    model.compile("adam", loss, metrics=[BinaryBalancedAccuracy(loss=loss)])
+    model.compile("adam", loss, metrics=[BinaryBalancedAccuracy(decision=loss)])
     stop = keras.callbacks.EarlyStopping(
         "val_binary_balanced_accuracy", patience=2, restore_best_weights=True
     )
@@ -649,13 +661,8 @@ def test_stopped_on_the_metric_and_exported_with_a_budget(rng, tmp_path):
 
     p = loss.posterior(model.predict(held_out[0], verbose=0), priors=rate)
     threshold = serving.find_threshold(p, max_alert_rate=0.02)
-    version = serving.export(
-        model,
-        tmp_path,
-        class_names=["fraud"],
-        target_priors={0: 1 - rate, 1: rate},
-        threshold=threshold,
-    )
+    decision = Decision(loss, threshold=threshold, priors={0: 1 - rate, 1: rate})
+    version = serving.export(model, tmp_path, decision, class_names=["fraud"])
     alerts = served(version, held_out[0])["class_id"]
     np.testing.assert_array_equal(alerts, p[:, 0] > threshold)
     assert 0 < alerts.sum() <= 10
@@ -666,7 +673,8 @@ def test_stopped_on_the_metric_and_exported_with_a_budget(rng, tmp_path):
     np.testing.assert_array_equal(answer["class_id"][clear], p[clear, 0] > threshold)
     assert set(answer["class_name"]) <= {b"fraud", b"not fraud"}
     kept = json.loads(pathlib.Path(version, "assets.extra", "classes.json").read_text())
-    assert kept["threshold"] == threshold
+    assert kept["decision"]["config"]["threshold"] == threshold
+    assert keras.saving.deserialize_keras_object(kept["decision"]) == decision
 
 
 @exports
@@ -676,7 +684,8 @@ def test_export_of_labels(threshold, rng, tmp_path):
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
     model.compile("sgd", loss)
     x = rng.standard_normal((20, 5)).astype("float32")
-    version = serving.export(model, tmp_path, class_names=["a", "b", "c"], threshold=threshold)
+    rule = {} if threshold is None else {"threshold": threshold, "priors": 0.5}
+    version = serving.export(model, tmp_path, Decision(loss, **rule), class_names=["a", "b", "c"])
     z = model.predict(x, verbose=0)
     answer = served(version, x)
     np.testing.assert_allclose(answer["probabilities"], loss.posterior(z), rtol=1e-5)
@@ -684,7 +693,7 @@ def test_export_of_labels(threshold, rng, tmp_path):
     np.testing.assert_array_equal(answer["class_id"], loss.posterior(z) > cut)
     np.testing.assert_array_equal(answer["class_name"], [[b"a", b"b", b"c"]] * 20)
     rates = np.array([[0.3, 0.2, 0.6]], "float32")
-    answer = served(version, x, "with_priors", target_priors=rates)
+    answer = served(version, x, "with_priors", priors=rates)
     expected = loss.posterior(z, priors=rates[0])
     np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-4)
 
@@ -709,8 +718,9 @@ def test_labels_are_not_calibrated(rng):
 def test_bad_thresholds_of_an_export(loss, threshold, message, tmp_path):
     outputs = loss.surrogate.num_labels or (1 if loss.surrogate.binary else 3)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(outputs)])
+    priors = 0.1 if loss.surrogate.binary else [3, 2, 1]
     with pytest.raises(ValueError, match=message):
-        serving.export(model, tmp_path, loss, threshold=threshold)
+        serving.export(model, tmp_path, Decision(loss, threshold=threshold, priors=priors))
     assert not list(tmp_path.iterdir())
 
 
@@ -780,7 +790,7 @@ def test_a_temperature_in_python_is_that_of_the_export(rng, tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Identity()])
     loss = GCALoss([80, 15, 5])
     mix = [6, 3, 1]
-    version = serving.export(model, tmp_path, loss, target_priors=mix, temperature=2.5)
+    version = serving.export(model, tmp_path, Decision(loss, temperature=2.5), priors=mix)
     expected = loss.posterior(z, priors=mix, temperature=2.5)
     np.testing.assert_allclose(served(version, z)["probabilities"], expected, atol=1e-5)
     plain = loss.posterior(z, temperature=2.5)
@@ -799,21 +809,22 @@ def test_a_mix_of_another_size_is_refused_by_the_served_model(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     version = serving.export(model, tmp_path, BinaryGLALoss(0.1))
     x = np.zeros((2, 4), "float32")
-    assert served(version, x, "with_priors", target_priors=tf.constant([[0.9, 0.1]]))
+    assert served(version, x, "with_priors", priors=tf.constant([[0.9, 0.1]]))
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="shape"):
-        served(version, x, "with_priors", target_priors=tf.constant([[0.1]]))
+        served(version, x, "with_priors", priors=tf.constant([[0.1]]))
 
 
 def test_thresholds_of_each_label(rng):
     y, z = rng.integers(0, 2, (90, 3)), rng.standard_normal((90, 3)).astype("float32")
     cuts = [-0.5, 0.0, 0.8]
-    metric = BinaryBalancedAccuracy(cuts, num_labels=3)
+    decision = Decision(BinaryGLALoss([0.5] * 3), threshold=sigmoid(np.array(cuts)), priors=0.5)
+    metric = BinaryBalancedAccuracy(3, decision=decision)
     metric.update_state(y, z)
     expected = [balanced_accuracy_score(y[:, i], z[:, i] > cuts[i]) for i in range(3)]
     assert float(metric.result()) == pytest.approx(np.mean(expected), abs=1e-6)
-    assert BinaryBalancedAccuracy.from_config(metric.get_config()).threshold == cuts
-    with pytest.raises(ValueError, match="one for each of the 3 labels"):
-        BinaryBalancedAccuracy([0.1, 0.2], num_labels=3)
+    assert BinaryBalancedAccuracy.from_config(metric.get_config()).decision == decision
+    with pytest.raises(ValueError, match="`decision` must be of one logit, or of `num_labels`"):
+        BinaryBalancedAccuracy(2, decision=decision)
 
 
 def test_two_labels_are_not_two_classes():
@@ -838,7 +849,7 @@ def test_bad_weights_of_a_threshold(weights):
 
 
 def test_boolean_decisions_in_the_metric():
-    metric = BinaryBalancedAccuracy(threshold=0.5)
+    metric = BinaryBalancedAccuracy()
     metric.update_state(np.array([0, 0, 1, 1]), np.array([False, False, True, False]))
     assert float(metric.result()) == 0.75
 

@@ -34,7 +34,16 @@ LOSSES = {
     "equal_margins": BalancedLoss(Surrogate(PRIORS, q=0.2, shift=[0, 1, 2], margins=1.7)),
     "gca": GCALoss(PRIORS),
     "gca_q": GCALoss(PRIORS, 0.2, consistent=True, target_priors=WANTED),
-    "own": BalancedLoss(Surrogate(PRIORS, WANTED, 0.1, [0.3, 0, 1], [1, 1.5, 2], [3, 2, 1])),
+    "own": BalancedLoss(
+        Surrogate(
+            PRIORS,
+            target_priors=WANTED,
+            q=0.1,
+            shift=[0.3, 0, 1],
+            margins=[1, 1.5, 2],
+            weights=[3, 2, 1],
+        )
+    ),
     "gla_smoothed": GLALoss(PRIORS, label_smoothing=0.1),
     "gca_smoothed": GCALoss(PRIORS, label_smoothing=0.1, target_priors=WANTED),
 }

@@ -22,6 +22,7 @@ from keras_balanced import (
     ClassCalibrationError,
     ClassPrior,
     ClassRecall,
+    Decision,
     GCALoss,
     GLALoss,
     LogitAdjustment,
@@ -791,9 +792,10 @@ def test_callbacks_know_the_direction_of_a_metric(metric, rng):
 @pytest.mark.skipif(BACKEND == "jax", reason="Keras leaves no mark on JAX")
 def test_probabilities_at_the_threshold_of_logits_are_refused():
     output = keras.layers.Dense(1, "sigmoid")(np.zeros((4, 2), "float32"))
-    with pytest.raises(ValueError, match=r"`threshold` must be in \(0, 1\) for probabilities"):
+    with pytest.raises(ValueError, match="`decision` is needed for probabilities"):
         BinaryBalancedAccuracy().update_state(np.zeros((4, 1)), output)
-    BinaryBalancedAccuracy(threshold=0.5).update_state(np.zeros((4, 1)), output)
+    of_half = Decision(BinaryGLALoss(0.1, from_logits=False), by="logits")
+    BinaryBalancedAccuracy(decision=of_half).update_state(np.zeros((4, 1)), output)
 
 
 @pytest.mark.parametrize(
@@ -920,7 +922,7 @@ def test_pictures_refuse_what_is_no_class(labels):
 
 
 def test_loss_of_ones_own_reads_labels_as_well(rng):
-    loss = BalancedLoss(Surrogate([0, 5, 5], [0, 1, 1]))
+    loss = BalancedLoss(Surrogate([0, 5, 5], target_priors=[0, 1, 1]))
     z = rng.normal(size=(2, 3)).astype("float32")
     expected = -oracle.log_softmax(z.astype("float64"))[[0, 1], [1, 2]].mean()
     np.testing.assert_allclose(float(loss([1, 2], z)), expected, rtol=1e-5)

@@ -13,9 +13,11 @@ from sklearn.metrics import balanced_accuracy_score, recall_score
 from keras_balanced import (
     BalancedAccuracy,
     BinaryBalancedAccuracy,
+    BinaryGLALoss,
     ClassCalibrationError,
     ClassPrior,
     ClassRecall,
+    Decision,
     GeometricMeanRecall,
     ShotRecall,
     WorstClassRecall,
@@ -181,7 +183,8 @@ def test_binary(shape, weighted, ignored, rng):
     w = rng.random(120) if weighted else np.ones(120)
     kept = np.arange(120) >= (20 if ignored else 0)
     expected = balanced_accuracy_score(y, z > 0.3, sample_weight=w * kept)
-    metric = BinaryBalancedAccuracy(threshold=0.3, ignore_class=-1 if ignored else None)
+    above = Decision(BinaryGLALoss(0.5), threshold=1 / (1 + np.exp(-0.3)), priors=0.5)
+    metric = BinaryBalancedAccuracy(decision=above, ignore_class=-1 if ignored else None)
     y = np.where(kept, y, -1).reshape(shape)
     metric.update_state(y, z.reshape(shape), w.reshape(shape) if weighted else None)
     assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
@@ -189,7 +192,8 @@ def test_binary(shape, weighted, ignored, rng):
 
 def test_binary_of_probabilities_bad_labels_and_masks(rng):
     y, z = rng.integers(0, 2, 50), rng.standard_normal((50, 1)).astype("float32")
-    logits, probabilities = BinaryBalancedAccuracy(), BinaryBalancedAccuracy(threshold=0.5)
+    of_half = Decision(BinaryGLALoss(0.1, from_logits=False), by="logits")
+    logits, probabilities = BinaryBalancedAccuracy(), BinaryBalancedAccuracy(decision=of_half)
     logits.update_state(y, z)
     probabilities.update_state(y, 1 / (1 + np.exp(-z)))
     assert float(logits.result()) == float(probabilities.result()) > 0
@@ -289,7 +293,7 @@ def test_in_fit_and_evaluate(batches):
         (GeometricMeanRecall, {"num_classes": 3}),
         (ShotRecall, {"counts": [9.0, 5.0], "group": "few", "thresholds": [7.0, 6.0]}),
         (ClassCalibrationError, {"num_classes": 3, "num_bins": 4, "from_logits": True}),
-        (BinaryBalancedAccuracy, {"threshold": 0.5, "num_labels": 3, "label_id": 1}),
+        (BinaryBalancedAccuracy, {"num_labels": 3, "label_id": 1}),
     ],
 )
 def test_config_round_trip(metric_class, arguments):
@@ -297,7 +301,10 @@ def test_config_round_trip(metric_class, arguments):
     dtype = "bfloat16" if keras.backend.backend() == "jax" else "float64"
     arguments = {"name": "other", "dtype": dtype, "ignore_class": -1, **arguments}
     config = json.loads(json.dumps(metric_class(**arguments).get_config()))
-    assert config == {**arguments, "loss": None}
+    none = {"decision": None}
+    if metric_class is ClassCalibrationError:
+        none = {"loss": None, "priors": None, "temperature": 1.0}
+    assert config == {**arguments, **none}
     assert metric_class.from_config(config).get_config() == config
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import baselines
 import keras
 import numpy as np
 import pytest
@@ -92,7 +93,15 @@ def test_surrogates_cannot_be_changed(rng):
 
 
 def test_a_surrogate_is_registered():
-    surrogate = Surrogate([3, 1], [0.2, 0.8], 0.3, [1, 2], [1, 3], [2, 1], label_smoothing=0.1)
+    surrogate = Surrogate(
+        [3, 1],
+        target_priors=[0.2, 0.8],
+        q=0.3,
+        shift=[1, 2],
+        margins=[1, 3],
+        weights=[2, 1],
+        label_smoothing=0.1,
+    )
     config = keras.saving.serialize_keras_object(surrogate)
     assert config["registered_name"] == "keras_balanced>Surrogate"
     assert keras.saving.deserialize_keras_object(json.loads(json.dumps(config))) == surrogate
@@ -122,6 +131,22 @@ def test_a_loss_that_needs_counts_keeps_them(tmp_path):
         custom = {"EffectiveNumber": EffectiveNumber}
         loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=custom)
         assert loaded.loss == loss
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        baselines.effective_number,
+        baselines.LDAMLoss,
+        lambda counts: baselines.VSLoss(counts, gamma=0.1, tau=1.0),
+    ],
+)
+def test_losses_of_other_papers_take_a_class_prior_for_counts(make):
+    prior = ClassPrior(num_classes=3)
+    prior.adapt(np.repeat([0, 1, 2], [600, 300, 100]))
+    loss = make(prior)
+    assert loss == make([600, 300, 100])
+    assert type(loss).from_config(json.loads(json.dumps(loss.get_config()))) == loss
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not export there")

@@ -15,6 +15,7 @@ from keras_balanced import (
     GLALoss,
     LogitAdjustment,
     Surrogate,
+    backends,
     formula,
 )
 from keras_balanced.surrogates import gca_surrogate
@@ -338,3 +339,33 @@ def test_logit_adjustment_turns_cross_entropy_into_the_target_decision(rng):
 def test_bad_arguments(loss, logits, target, message):
     with pytest.raises(ValueError, match=message):
         loss.posterior(logits, priors=target)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("axes", [0, 1])
+def test_a_function_of_rows_is_given_few_sizes_on_jax(axes, as_tensor, rng):
+    """Each new size would be compiled again, and stay."""
+    sizes = set()
+
+    def double(values):
+        sizes.add(values.shape[0])
+        return 2.0 * ops.convert_to_tensor(values)
+
+    for number in (*range(1, 40), 1000):
+        values = rng.normal(size=(number, *(3,) * axes)).astype("float32")
+        given = ops.convert_to_tensor(values) if as_tensor else values
+        ours = backends.of_rows(double, given, axes)
+        assert ops.is_tensor(ours) == as_tensor
+        np.testing.assert_array_equal(ops.convert_to_numpy(ours), 2.0 * values)
+    if keras.backend.backend() == "jax":
+        assert sizes == {1, 2, 4, 8, 16, 32, 64, 1024}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="what JAX traces")
+def test_a_posterior_within_a_function_of_jax(rng):
+    import jax
+
+    loss, z = GCALoss([90, 10], dtype="float64"), rng.normal(size=(5, 2))
+    inside = jax.jit(loss.posterior)(z)
+    assert inside.shape == (5, 2)
+    np.testing.assert_allclose(inside, loss.posterior(z), rtol=1e-6)

@@ -131,6 +131,14 @@ def test_two_phases(follow):
     assert score(found) > score(first)
 
 
+def test_many_items(follow):
+    """Of queries that are an item in half of the cases, that item comes out as the likeliest."""
+    found = follow("Many items: a softmax over the items of a batch")
+    losses = found["history"].history["loss"]
+    assert losses[-1] < losses[0]
+    assert (found["scores"].argmax(axis=-1) == np.arange(200))[:100].mean() > 0.5
+
+
 def stationary_probabilities(loss_class, chances, eta):
     """Returns the probabilities at the minimum of the expected loss, of sets and their chances."""
     sets = np.array(list(chances), "float32")

@@ -26,10 +26,13 @@ VALUES = {
     "class_id": 1,
     "consistent": True,
     "counts": np.array([200, 50, 5]),
+    "decision": keras_balanced.Decision(
+        keras_balanced.GCALoss([60, 30, 10], from_logits=False), target_priors=[3, 2, 1]
+    ),
     "dtype": "float32",
     "from_logits": False,
     "group": "medium",
-    "ignore_class": 255,
+    "ignore_class": [255, -1],
     "label_id": 1,
     "label_smoothing": 0.1,
     "loss": keras_balanced.GCALoss([60, 30, 10], from_logits=False),
@@ -44,15 +47,24 @@ VALUES = {
     "reduction": "sum",
     "smoothing": 2.0,
     "surrogate": keras_balanced.Surrogate(
-        [60, 30, 10], [0.2, 0.3, 0.5], 0.2, [0.1, 0.2, 0.3], [1.0, 1.5, 2.0], [3.0, 2.0, 1.0]
+        [60, 30, 10],
+        target_priors=[0.2, 0.3, 0.5],
+        q=0.2,
+        shift=[0.1, 0.2, 0.3],
+        margins=[1.0, 1.5, 2.0],
+        weights=[3.0, 2.0, 1.0],
     ),
     "target_priors": np.array([0.2, 0.3, 0.5]),
     "tau": 0.8,
-    "threshold": 0.5,
+    "temperature": 1.5,
     "thresholds": np.array([100, 20]),
 }
 OF_BINARY = {"priors": np.array(0.2), "target_priors": np.array(0.4), "margins": np.array([1, 2])}
-OF_BINARY_METRIC = {"loss": keras_balanced.BinaryGCALoss(0.2, from_logits=False)}
+OF_BINARY_METRIC = {
+    "decision": keras_balanced.Decision(
+        keras_balanced.BinaryGCALoss(0.2, from_logits=False), by="logits"
+    )
+}
 OF_MULTI_LABEL = {"counts": np.array([[70, 30], [90, 10], [50, 50]])}
 
 
@@ -82,7 +94,7 @@ def test_config_is_whole_and_only_json(name):
     config = export(**given).get_config()
     written = json.dumps(config)
     for key, value in given.items():
-        is_object = key in ("surrogate", "loss")
+        is_object = key in ("surrogate", "loss", "decision")
         value = keras.saving.serialize_keras_object(value) if is_object else value
         np.testing.assert_array_equal(config[key], value, err_msg=key)
     again = export.from_config(json.loads(written))

@@ -14,6 +14,7 @@ from keras_balanced import (
     BinaryGCALoss,
     BinaryGLALoss,
     ClassPrior,
+    Decision,
     GCALoss,
     GLALoss,
     datasets,
@@ -25,6 +26,7 @@ exports = pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="Keras does not export from the PyTorch backend"
 )
 PRIORS = [0.7, 0.2, 0.1]
+THREE = GLALoss(PRIORS)
 LOSSES = {
     "gla": lambda: GLALoss(PRIORS, q=0.3, tau=None),
     "gca": lambda: GCALoss(PRIORS, margins="cube_root", consistent=False, target_priors=[1, 2, 3]),
@@ -63,7 +65,7 @@ def test_signatures_answer_with_the_posterior(name, tmp_path, rng):
     logits = model.predict(x, verbose=0)
     names = ["head", "body", "täil"]
     for mix in MIXES.values():
-        ask = load(serving.export(model, tmp_path, loss, names, mix))
+        ask = load(serving.export(model, tmp_path, loss, class_names=names, priors=mix))
         answer = ask("serving_default", inputs=x)
         expected = numpy_posterior(loss, logits, mix)
         np.testing.assert_allclose(answer["probabilities"], expected, rtol=2e-5)
@@ -77,12 +79,12 @@ def test_signatures_answer_with_the_posterior(name, tmp_path, rng):
 
     mixes = rng.dirichlet(np.ones(3), 9).astype("float32")
     mixes[0] = [0.0, 0.5, 0.5]
-    answer = ask("with_priors", inputs=x, target_priors=mixes)
+    answer = ask("with_priors", inputs=x, priors=mixes)
     np.testing.assert_array_equal(answer["probabilities"][0, 0], 0.0)
     for i in range(1, 9):
         expected = numpy_posterior(loss, logits[i : i + 1], mixes[i])
         np.testing.assert_allclose(answer["probabilities"][i : i + 1], expected, rtol=2e-5)
-    one = ask("with_priors", inputs=x, target_priors=np.array([[10, 30, 60]], "float32"))
+    one = ask("with_priors", inputs=x, priors=np.array([[10, 30, 60]], "float32"))
     np.testing.assert_allclose(
         one["probabilities"], ask("serving_default", inputs=x)["probabilities"], rtol=1e-5
     )
@@ -104,7 +106,7 @@ def test_bad_mix_is_an_error_of_the_request(tmp_path):
     x = np.zeros((1, 4), "float32")
     for mix in ([-1, 1, 1], [0, 0, 0], [np.nan, 1, 1], [np.inf, 1, 1]):
         with pytest.raises(tf.errors.InvalidArgumentError, match="must be a class mix"):
-            ask("with_priors", inputs=x, target_priors=np.array([mix], "float32"))
+            ask("with_priors", inputs=x, priors=np.array([mix], "float32"))
 
 
 @exports
@@ -125,18 +127,18 @@ def test_a_class_that_never_occurs_is_never_the_answer(name, tmp_path, rng):
     np.testing.assert_allclose(answers["probabilities"][:, [0, 2, 3]], expected, rtol=2e-5)
     np.testing.assert_array_equal(answers["probabilities"][:, 1], 0.0)
     mix = np.array([[6, 0, 0, 4]], "float32")
-    answers = ask("with_priors", inputs=x, target_priors=mix)
+    answers = ask("with_priors", inputs=x, priors=mix)
     np.testing.assert_array_equal(answers["probabilities"][:, [1, 2]], 0.0)
     np.testing.assert_allclose(answers["probabilities"].sum(axis=-1), 1.0, rtol=1e-6)
     with pytest.raises(tf.errors.InvalidArgumentError, match="0 for classes that never occur"):
-        ask("with_priors", inputs=x, target_priors=np.ones((1, 4), "float32"))
+        ask("with_priors", inputs=x, priors=np.ones((1, 4), "float32"))
 
 
 @exports
 def test_temperature_divides_the_log_posterior_before_the_mix_changes(tmp_path, rng):
     loss, model = GLALoss(PRIORS, q=0.3), linear_model()
     x = rng.normal(size=(9, 4)).astype("float32")
-    ask = load(serving.export(model, tmp_path, loss, target_priors=[1, 2, 3], temperature=2.5))
+    ask = load(serving.export(model, tmp_path, Decision(loss, temperature=2.5), priors=[1, 2, 3]))
     expected = numpy_posterior(loss, model.predict(x, verbose=0)) ** (1 / 2.5) * [1, 2, 3]
     expected /= expected.sum(axis=-1, keepdims=True)
     answer = ask("serving_default", inputs=x)
@@ -149,7 +151,7 @@ def test_temperature_divides_the_log_posterior_before_the_mix_changes(tmp_path, 
 def test_one_logit_has_two_classes(loss, tmp_path, rng):
     model = linear_model(1)
     x = rng.normal(size=(9, 4)).astype("float32")
-    ask = load(serving.export(model, tmp_path, loss, ["no", "yes"], target_priors=0.3))
+    ask = load(serving.export(model, tmp_path, loss, class_names=["no", "yes"], priors=0.3))
     logits = model.predict(x, verbose=0)
     answer = ask("serving_default", inputs=x)
     positive = numpy_posterior(loss, logits, 0.3)
@@ -157,7 +159,7 @@ def test_one_logit_has_two_classes(loss, tmp_path, rng):
     np.testing.assert_allclose(answer["probabilities"].sum(axis=-1), 1.0, rtol=1e-6)
     np.testing.assert_array_equal(answer["class_id"], positive[:, 0] > 0.5)
     np.testing.assert_allclose(answer["logits"], logits, rtol=1e-5, atol=1e-6)
-    moved = ask("with_priors", inputs=x, target_priors=np.array([[0.7, 0.3]], "float32"))
+    moved = ask("with_priors", inputs=x, priors=np.array([[0.7, 0.3]], "float32"))
     np.testing.assert_allclose(moved["probabilities"], answer["probabilities"], rtol=1e-4)
 
 
@@ -169,7 +171,7 @@ def test_sequences_of_any_length(tmp_path, rng):
     for shape in [(2, 5, 4), (3, 7, 4)]:
         x = rng.normal(size=shape).astype("float32")
         mixes = rng.dirichlet(np.ones(3), len(x)).astype("float32")
-        answer = ask("with_priors", inputs=x, target_priors=mixes)
+        answer = ask("with_priors", inputs=x, priors=mixes)
         assert answer["class_name"].shape == shape[:2]
         for i, mix in enumerate(mixes):
             expected = numpy_posterior(loss, model.predict(x, verbose=0)[i], mix)
@@ -247,16 +249,22 @@ def test_probabilities_go_through_their_logarithm(tmp_path, rng):
 @exports
 def test_versions(tmp_path):
     model, path = linear_model(), tmp_path / "new" / "model"
-    first = serving.export(model, path, GLALoss(PRIORS), list("abc"), [1, 1, 2], temperature=1.5)
+    first = serving.export(
+        model,
+        path,
+        Decision(GLALoss(PRIORS), temperature=1.5),
+        class_names=list("abc"),
+        priors=[1, 1, 2],
+    )
     assert first == path / "1"
     before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
     classes = json.loads((first / "assets.extra" / "classes.json").read_text())
     assert classes["class_names"] == ["a", "b", "c"]
     assert classes["training_priors"] == pytest.approx(PRIORS)
-    assert classes["target_priors"] == [0.25, 0.25, 0.5]
-    assert classes["temperature"] == 1.5
-    loss = keras.saving.deserialize_keras_object(classes["loss"])
-    assert loss.get_config() == GLALoss(PRIORS).get_config()
+    assert classes["priors"] == [0.25, 0.25, 0.5]
+    decision = keras.saving.deserialize_keras_object(classes["decision"])
+    assert decision == Decision(GLALoss(PRIORS), temperature=1.5)
+    assert classes["rule"] == str(decision)
 
     for name in ("007", "notes", ".hidden"):
         (path / name).mkdir()
@@ -348,30 +356,35 @@ def soft_end(layer):
         ({"model": Subclassed()}, "`model` must be a built Functional or Sequential model"),
         ({"model": two_outputs()}, "`model` must have one output, the logits. Received: 2"),
         ({"model": two_inputs("a", None)}, "Name each of several inputs"),
-        ({"model": two_inputs("a", "target_priors")}, "and none `target_priors`"),
+        ({"model": two_inputs("a", "priors")}, "and none `priors`"),
         ({"model": linear_model(2)}, "last axis of `y_pred` must have the 3 classes"),
         ({"model": linear_model(activation="softmax")}, "`model` must give logits"),
         ({"model": soft_end(keras.layers.Softmax())}, "`model` must give logits"),
         ({"model": soft_end(keras.layers.Activation("sigmoid"))}, "`model` must give logits"),
         ({"model": soft_end(keras.Sequential([keras.layers.Softmax()]))}, "must give logits"),
-        ({"model": linear_model(), "loss": BinaryGLALoss(0.1)}, "must have one logit per example"),
-        ({"loss": None}, "`loss` must be the loss of keras_balanced .* the compiled loss=None"),
-        ({"loss": "mse"}, "`loss` must be the loss of keras_balanced"),
-        ({"loss": BinaryGLALoss([0.1, 0.2])}, "last axis of `y_pred` must have the 2 classes"),
+        (
+            {"model": linear_model(), "decision": BinaryGLALoss(0.1)},
+            "must have one logit per example",
+        ),
+        ({"decision": None}, "`loss` must be the loss of keras_balanced .* the compiled loss=None"),
+        ({"decision": "mse"}, "`decision` must be a `Decision`, or a loss of keras_balanced"),
+        ({"decision": BinaryGLALoss([0.1, 0.2])}, "last axis of `y_pred` must have the 2 classes"),
         ({"class_names": ["a", "b"]}, "`class_names` must be 3 different strings.* Received: 2"),
         ({"class_names": ["a", "b", 3]}, "`class_names` must be 3 different strings"),
         (
             {"class_names": ["a", "b", "a"]},
             r"must be 3 different strings.*Received: \['a'\] repeated",
         ),
-        ({"target_priors": [1, 2]}, "`target_priors` must have one number for each of the 3"),
-        ({"target_priors": [1, 2, -3]}, "`target_priors` must be positive"),
-        ({"temperature": 0}, r"`temperature` must be in \[0.01, 100\). Received: temperature=0"),
-        ({"temperature": "hot"}, "`temperature` must be in"),
+        ({"priors": [1, 2]}, "`priors` must have one number for each of the 3"),
+        ({"priors": [1, 2, -3]}, "`priors` must be positive"),
+        (
+            {"decision": Decision(THREE, costs=1 - np.eye(3), priors=PRIORS), "priors": [1, 1, 1]},
+            "`priors` must be left out, or be that of the decision",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message, tmp_path):
-    defaults = {"model": linear_model(), "path": tmp_path / "model", "loss": GLALoss(PRIORS)}
+    defaults = {"model": linear_model(), "path": tmp_path / "model", "decision": GLALoss(PRIORS)}
     with pytest.raises(ValueError, match=message):
         serving.export(**{**defaults, **arguments})
     assert list(tmp_path.iterdir()) == []

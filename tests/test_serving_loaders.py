@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from processes import free_addresses, run, wait_for
 
-from keras_balanced import GCALoss, serving
+from keras_balanced import Decision, GCALoss, serving
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="Keras does not export from the PyTorch backend"
@@ -45,7 +45,8 @@ def version(tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("served") / "animals"
     # Unequal margins: the posterior has a loop in it.
-    return serving.export(model, path, GCALoss([70, 20, 10]), NAMES, temperature=1.5)
+    decision = Decision(GCALoss([70, 20, 10]), temperature=1.5)
+    return serving.export(model, path, decision, class_names=NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def answers(version, x):
     import tensorflow as tf
 
     signatures = tf.saved_model.load(str(version)).signatures
-    feeds = {"serving_default": {}, "with_priors": {"target_priors": tf.constant(MIX)}, "raw": {}}
+    feeds = {"serving_default": {}, "with_priors": {"priors": tf.constant(MIX)}, "raw": {}}
     return {
         name: {
             key: value.numpy().astype(str) if key == "class_name" else value.numpy()
@@ -74,7 +75,7 @@ def assert_same_bits(actual, expected):
 def test_c_loader(version, x, answers, tmp_path):
     """The script ends with an assertion that Python's TensorFlow was never imported."""
     for signature, expected in answers.items():
-        more = {"target_priors": MIX} if signature == "with_priors" else {}
+        more = {"priors": MIX} if signature == "with_priors" else {}
         np.savez(tmp_path / "inputs.npz", inputs=x, **more)
         arguments = ["--inputs", tmp_path / "inputs.npz", "--outputs", tmp_path / "outputs.npz"]
         run("examples/c_loader.py", version, "--signature", signature, *arguments)
@@ -94,7 +95,7 @@ def test_c_loader_in_this_process(version, x, answers, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"Expected inputs \['inputs'\]. Received: \['image'\]"):
         model.run("raw", image=x)
     with pytest.raises(RuntimeError, match="must be a class mix"):
-        model.run("with_priors", inputs=x, target_priors=-MIX)
+        model.run("with_priors", inputs=x, priors=-MIX)
     with pytest.raises(RuntimeError, match="Could not find SavedModel"):
         c_loader.SavedModel(tmp_path)
 
@@ -106,7 +107,9 @@ def test_c_loader_takes_strings(tmp_path):
     words = keras.Input((1,), dtype="string")
     lookup = keras.layers.StringLookup(vocabulary=["no", "se"], output_mode="one_hot")
     model = keras.Model(words, lookup(words))
-    version = serving.export(model, tmp_path, GCALoss([70, 20, 10], margins=None), NAMES)
+    version = serving.export(
+        model, tmp_path, GCALoss([70, 20, 10], margins=None), class_names=NAMES
+    )
     served = importlib.import_module("c_loader").SavedModel(version)
     long = "a text longer than what fits into the tensor itself"
     answer = served.run("serving_default", inputs=np.array([["no"], ["se"], [long], [""]]))
@@ -222,14 +225,14 @@ def test_rest_client(server, version, x, answers, tmp_path, capsys):
     with server(version) as (port, _):
         url = f"http://localhost:{port}"
         for signature, expected in answers.items():
-            more = {"target_priors": MIX} if signature == "with_priors" else {}
+            more = {"priors": MIX} if signature == "with_priors" else {}
             outputs = client.predict(url, "animals", signature, inputs=x, **more)
             assert set(outputs) == set(expected)
             for name in set(outputs) - {"class_name"}:  # Decimal digits on the way.
                 np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-5, atol=1e-6)
         assert outputs.keys() == {"logits"}
         with pytest.raises(RuntimeError, match="must be a class mix"):
-            client.predict(url, "animals", "with_priors", inputs=x, target_priors=-MIX)
+            client.predict(url, "animals", "with_priors", inputs=x, priors=-MIX)
         np.savez(tmp_path / "inputs.npz", inputs=x[:2])
         client.main(["--url", url, "--model", "animals", "--inputs", str(tmp_path / "inputs.npz")])
     names = answers["serving_default"]["class_name"][:2].tolist()
@@ -243,7 +246,7 @@ def test_grpc_client(server, version, x, answers, tmp_path, capsys):
     with server(version) as (_, port):
         address = f"localhost:{port}"
         for signature, expected in answers.items():
-            more = {"target_priors": MIX} if signature == "with_priors" else {}
+            more = {"priors": MIX} if signature == "with_priors" else {}
             outputs = client.predict(address, "animals", signature, inputs=x, **more)
             assert_same_bits(outputs, expected)
         np.savez(tmp_path / "inputs.npz", inputs=x[:2])

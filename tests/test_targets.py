@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_balanced import BinaryGCALoss, BinaryGLALoss, GCALoss, GLALoss, gca_loss, gla_loss
+from keras_balanced import (
+    BalancedAccuracy,
+    BinaryGCALoss,
+    BinaryGLALoss,
+    ClassCalibrationError,
+    ClassPrior,
+    GCALoss,
+    GLALoss,
+    gca_loss,
+    gla_loss,
+)
 
 K = 4
 PRIORS = [8.0, 4.0, 2.0, 1.0]
@@ -213,8 +223,114 @@ def test_ignored_class_with_soft_targets_is_refused(make, rng):
     _, z = batch(rng, (6,))
     with pytest.raises(ValueError, match="`ignore_class` needs `y_true` of integer classes"):
         make(ignore_class=0)(np.eye(K)[[0] * 6], z)
-    with pytest.raises(ValueError, match=r"`ignore_class` must be an integer. Received.*=0.5"):
-        make(ignore_class=0.5)
+    for bad in (0.5, [0, 0.5], [], "0", True):
+        with pytest.raises(ValueError, match=r"`ignore_class` must be an integer, or a list.*"):
+            make(ignore_class=bad)
+
+
+@pytest.mark.parametrize("form", [list, tuple, set, np.array])
+def test_several_ids_are_ignored_and_stored_plainly(make, form, rng):
+    y, z = batch(rng, (40,))
+    y[::5] = -1
+    kept = ~np.isin(y, [-1, 2])
+    loss = make(ignore_class=form([-1, 2]))
+    assert loss.get_config()["ignore_class"] in ([-1, 2], [2, -1])
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    expected = float(make()(y[kept], z[kept]))
+    for ours in (loss, again):
+        assert float(ours(y, z)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_ids_everywhere(rng):
+    y, z = batch(rng, (40,))
+    y[::5] = -1
+    kept = ~np.isin(y, [-1, 2])
+    prior = ClassPrior(K, ignore_class=[-1, 2], counts=PRIORS)
+    np.testing.assert_array_equal(numpy(prior(y)) == 0, ~kept)
+    prior.adapt(y)
+    np.testing.assert_array_equal(prior.counts, np.bincount(y[kept], minlength=K))
+    for metric in (BalancedAccuracy, ClassCalibrationError):
+        values = [
+            float(metric(K, ignore_class=ignored)(y_true, ops.softmax(y_pred)))
+            for ignored, y_true, y_pred in [([-1, 2], y, z), (None, y[kept], z[kept])]
+        ]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+    for function in (gla_loss, gca_loss):
+        ours = numpy(function(y, z, PRIORS, ignore_class=[-1, 2]))
+        np.testing.assert_array_equal(ours == 0, ~kept)
+
+
+@pytest.mark.parametrize("ignored", [0, [0, 1], -1])
+def test_ids_to_ignore_need_ids(ignored, rng):
+    y, z = batch(rng, (6,))
+    metrics = [BalancedAccuracy(K, ignored), ClassCalibrationError(K, ignore_class=ignored)]
+    for metric in metrics[: 1 if ignored == -1 else 2]:
+        with pytest.raises(ValueError, match="`ignore_class` needs `y_true` of integer classes"):
+            metric(np.eye(K)[y], z)
+
+
+@pytest.mark.parametrize("absent", [0, 1, K - 1])
+def test_what_does_not_count_stands_for_a_class_that_occurs(absent, rng, gradient):
+    counts = np.where(np.arange(K) == absent, 0, PRIORS)
+    target = (counts > 0) / (K - 1)
+    y = rng.choice(np.flatnonzero(counts), 12)
+    _, z = batch(rng, (12,))
+    w = (rng.random(12) < 0.5).astype("float32")
+    expected = float(GLALoss(counts, target_priors=target, reduction="sum")(y, z, w))
+    junk = np.where(w == 0, 99, y)
+    for labels, ignored in [(y, None), (junk, None), (np.where(w == 0, absent, y), absent)]:
+        loss = GLALoss(counts, target_priors=target, ignore_class=ignored, reduction="sum")
+        assert float(loss(labels, z, w)) == pytest.approx(expected, rel=1e-5)
+        slope = gradient(lambda z, loss=loss, labels=labels: loss(labels, z, w), z)
+        assert np.isfinite(slope).all()
+
+
+def test_an_ignored_label_of_weight_0_is_no_part_of_the_mean(make, rng):
+    y, z = batch(rng, (6,))
+    y[:] = [0, 1, 2, 3, 3, 2]
+    w = np.array([0, 1, 1, 0, 1, 1], "float32")
+    expected = make(reduction="sum")(y[1:], z[1:], w[1:]) / 5
+    assert float(make(ignore_class=0)(y, z, w)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "bool"])
+@pytest.mark.parametrize("ignored", [None, -1, 255, 2**40])
+def test_labels_of_any_integer_dtype(make, dtype, ignored, rng):
+    y, z = batch(rng, (40,))
+    y = (y > 1).astype(dtype)
+    ids = y.astype("int64")
+    if ignored == 255 and dtype.startswith("u"):
+        y[::3], ids = 255, np.delete(ids, np.s_[::3])
+        z_kept = np.delete(z, np.s_[::3], axis=0)
+    expected = float(make()(ids, z if len(ids) == 40 else z_kept))
+    assert float(make(ignore_class=ignored)(y, z)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("time", [1, 2, 5])
+def test_binary_labels_of_steps_with_or_without_an_axis_of_1(time, rng):
+    y = rng.integers(0, 2, (6, time))
+    z = rng.standard_normal((6, time)).astype("float32")
+    w = rng.random((6, time)).astype("float32")
+    loss = BinaryGLALoss(0.2)
+    expected = float(loss(y.ravel(), z.ravel(), w.ravel()))
+    for labels in (y, y[..., None]):
+        for logits in (z, z[..., None]):
+            assert float(loss(labels, logits, w)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_negative_weights_are_weights(make, rng):
+    y, z = batch(rng, (20,))
+    w = rng.standard_normal(20).astype("float32")
+    each = numpy(make(reduction=None)(y, z))
+    np.testing.assert_allclose(numpy(make(reduction=None)(y, z, w)), w * each, rtol=1e-5)
+
+
+def test_two_batches_of_one_hot_targets():
+    prior = ClassPrior(K)
+    prior.adapt([np.eye(K)[[0, 0, 1]], np.eye(K)[[2]]])
+    np.testing.assert_array_equal(prior.counts, [2, 1, 1, 0])
+    with pytest.raises(ValueError, match="one-hot vector; batch them"):
+        prior.adapt([np.eye(K)[0], np.eye(K)[1]])
 
 
 class Masked(keras.layers.Layer):

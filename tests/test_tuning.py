@@ -140,7 +140,7 @@ def test_a_new_family_is_a_row_in_two_tables(monkeypatch):
     class Scaled(BalancedLoss):
         def __init__(self, priors, q=0.0, gamma=0.0, target_priors=None, **kwargs):
             self.priors, self.q, self.gamma, self.target_priors = priors, q, gamma, target_priors
-            super().__init__(Surrogate(priors, target_priors, q), **kwargs)
+            super().__init__(Surrogate(priors, target_priors=target_priors, q=q), **kwargs)
 
         def logits(self, y_pred):
             return self.gamma * super().logits(y_pred)

@@ -531,12 +531,30 @@ ONE = {"losses": ["gla"], "q": [0.0], "tau": [None]}
 )
 def test_a_study_has_one_grid(name, priors, grid):
     study = optuna.create_study(sampler=SAMPLERS[name]())
-    study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **ONE).q, n_trials=1)
-    study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **ONE).q, n_trials=1)
+    for _ in range(2):
+        study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **ONE).q, n_trials=1)
     with pytest.raises(ValueError, match="must have one grid of losses: take another `study_na"):
         study.optimize(
             lambda trial: tuning.suggest_loss(trial, priors, **{**ONE, **grid}).q, n_trials=1
         )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("q", [[0.0], [0.0, 0.1]])
+def test_a_study_that_refused_goes_on_with_its_own_grid(name, q, tmp_path):
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/study.db", direction="maximize", sampler=SAMPLERS[name]()
+    )
+    grid = {**ONE, "q": q}
+    study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **grid).q, n_trials=1)
+    grown = {**ONE, "q": [*q, 0.2]}
+    with pytest.raises(ValueError, match=r"loss gla, q=0.2, .*: None -> \w+$"):
+        study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **grown).q, n_trials=1)
+    study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **grid).q, n_trials=3)
+    ended = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    assert {trial.value for trial in ended} <= set(q)
+    if name == "brute force":  # Which takes all of them.
+        assert {trial.value for trial in ended} == set(q)
 
 
 if __name__ == "__main__":

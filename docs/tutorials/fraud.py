@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from sklearn.metrics import PrecisionRecallDisplay, average_precision_score
 from sklearn.model_selection import train_test_split
 
-from keras_balanced import BinaryBalancedAccuracy, BinaryGLALoss, plots, serving
+from keras_balanced import BinaryBalancedAccuracy, BinaryGLALoss, Decision, plots, serving
 
 keras.utils.set_random_seed(0)
 
@@ -92,7 +92,7 @@ def fit(loss, metric):
 # %%
 baseline = fit(keras.losses.BinaryCrossentropy(from_logits=True), BinaryBalancedAccuracy())
 loss = BinaryGLALoss(rate)
-model = fit(loss, BinaryBalancedAccuracy(loss=loss))
+model = fit(loss, BinaryBalancedAccuracy(decision=loss))
 baseline_score = baseline.evaluate(x_test, y_test, return_dict=True, verbose=0)
 score = model.evaluate(x_test, y_test, return_dict=True, verbose=0)
 for name, scores in [("cross-entropy", baseline_score), ("GLA", score)]:
@@ -162,7 +162,7 @@ precise = serving.find_threshold(p_val, y_val, min_precision=0.5)
 alerts = p_test > threshold
 recall = alerts[y_test == 1].mean()
 print(f"threshold {threshold:.3f}: {alerts.mean():.2%} alerts, recall {recall:.2f}")
-plots.confusion_matrix(y_test, alerts, ["fraud"])
+plots.confusion_matrix(y_test, alerts, class_names=["fraud"])
 plt.show()
 
 # %% [markdown]
@@ -177,14 +177,8 @@ plt.show()
 # the threshold.
 
 # %%
-version = serving.export(
-    model,
-    "results/tutorial_fraud/served",
-    class_names=["fraud"],
-    target_priors=rate,
-    temperature=calibration.temperature,
-    threshold=threshold,
-)
+decision = Decision(loss, threshold=threshold, priors=rate, temperature=calibration.temperature)
+version = serving.export(model, "results/tutorial_fraud/served", decision, class_names=["fraud"])
 served = tf.saved_model.load(str(version)).signatures["serving_default"]
 answers = served(inputs=tf.constant(x_test))
 served_alerts = answers["class_name"].numpy() == b"fraud"

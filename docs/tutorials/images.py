@@ -188,7 +188,7 @@ plt.show()
 # %%
 labels = np.concatenate([labels for _, labels in test])
 predicted = model.predict(test, verbose=0).argmax(axis=-1)
-plots.confusion_matrix(labels, predicted, class_names)
+plots.confusion_matrix(labels, predicted, class_names=class_names)
 plt.show()
 
 # %% [markdown]

@@ -135,7 +135,7 @@ models = {name: fit(loss) for name, loss in losses.items()}
 recalls = {}
 for name, model in models.items():
     loss = losses[name] if name != "cross-entropy" else None
-    metric = ClassRecall(len(TAGS), ignore_class=-1, loss=loss)
+    metric = ClassRecall(len(TAGS), ignore_class=-1, decision=loss)
     metric.update_state(y_test, model.predict(x_test, batch_size=500, verbose=0))
     recalls[name] = keras.ops.convert_to_numpy(metric.result())
     print(name, {tag: f"{recall:.2f}" for tag, recall in zip(TAGS, recalls[name], strict=True)})
@@ -153,7 +153,7 @@ plt.show()
 # %%
 is_word = y_test >= 0
 predicted = models["GLA"].predict(x_test, batch_size=500, verbose=0).argmax(axis=-1)
-plots.confusion_matrix(y_test[is_word], predicted[is_word], TAGS)
+plots.confusion_matrix(y_test[is_word], predicted[is_word], class_names=TAGS)
 plt.show()
 
 # %% [markdown]

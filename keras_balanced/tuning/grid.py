@@ -89,7 +89,7 @@ def loss_grid(
             loss = LOSSES[name](priors, **arguments)
             if _has_minimum(loss) and not any(_are_one(loss, other) for other in grid.values()):
                 grid[name, value, _in_words(family, option)] = loss
-    num_classes = len(Surrogate(priors, target_priors).priors)
+    num_classes = len(Surrogate(priors, target_priors=target_priors).priors)
     for loss in own:
         _check_own(loss, num_classes, grid)
         grid[loss.name, loss.surrogate.q, "as given"] = loss
@@ -149,9 +149,7 @@ def _in_words(family, value):
     return f"[{values[0]:.6g}, ..., {values[-1]:.6g}] {zlib.crc32(values.tobytes()):08x}"
 
 
-def suggest(
-    grid: dict[tuple[str, float, str], BalancedLoss], choose: Callable[..., Any]
-) -> BalancedLoss:
+def suggest(grid: dict[tuple[str, float, str], Any], choose: Callable[..., Any]) -> Any:
     """Returns the loss of a grid that a search chooses, one hyperparameter after the other.
 
     `choose(name, values, conditions)` returns one of `values`, or `None` where the conditions, of
@@ -226,8 +224,14 @@ def suggest_loss(
     """
     grid = loss_grid(priors, losses, q, target_priors=target_priors, **options)
     if (study := getattr(trial, "study", None)) is not None:
-        _check_study(study, checksums(grid))
-    chosen: dict[str, Any] = {}
+        _check_study(study, trial, grid)
+    loss = suggest(grid, _chooser(trial))
+    return loss if decision is None else (loss, decision_of(decision)(loss))
+
+
+def _chooser(trial):
+    """Returns a function that chooses as `suggest` asks for it, by the parameters of a trial."""
+    chosen = {}
 
     def choose(name, values, conditions):
         if any(chosen.get(parent) not in allowed for parent, allowed in conditions):
@@ -237,20 +241,24 @@ def suggest_loss(
             chosen[name] = trial.suggest_categorical(name, values) if is_choice else values[0]
         return chosen[name]
 
-    loss = suggest(grid, choose)
-    return loss if decision is None else (loss, decision_of(decision)(loss))
+    return choose
 
 
-def _check_study(study, losses):
-    """Raises if a study is of other losses, and else writes down these."""
+def _check_study(study, trial, grid):
+    """Raises if a study is of another grid, and else writes down this one."""
+    now = {"points": [list(point) for point in grid], "checksums": checksums(grid)}
     before = study.user_attrs.get(_ATTRIBUTE)
     if before is None:
-        study.set_user_attr(_ATTRIBUTE, losses)
-    elif before != losses:
+        study.set_user_attr(_ATTRIBUTE, now)
+    elif before["checksums"] != now["checksums"]:
+        # A failed trial without parameters would spoil the study for `BruteForceSampler`. So it
+        # gets those of a point of the study's own grid, which another trial will train.
+        suggest({tuple(point): None for point in before["points"]}, _chooser(trial))
+        study.enqueue_trial(trial.params)
         raise ValueError(
             "An Optuna study must have one grid of losses: take another `study_name`, or "
-            "`tuning.GridSearch`, whose grid may grow. "
-            f"Received, before and now: {differences(before, losses)}"
+            "`tuning.GridSearch`, whose grid may grow. Received, before -> now: "
+            f"{differences(before['checksums'], now['checksums'])}"
         )
 
 
