@@ -26,7 +26,22 @@ _REACH, _REACH_TO_1 = 60.0, 20.0
 
 
 class FoundDecision(NamedTuple):
-    """A decision, and how good it is, as `find_decision` returns it."""
+    """A decision and how good it is, as `find_decision` returns them.
+
+    Args:
+        decision: The `Decision` by the class mix found.
+        score: Its score on the data that it was found on, and is the best for: too good.
+        recalls: Its recalls on these data, `(K,)`: NaN for a class that never occurs.
+        expected_score: The score to expect on new data, by cross-fitting, or `None`.
+        expected_recalls: The recalls to expect on new data, `(K,)`, or `None`.
+
+    Example:
+
+    >>> from keras_balanced import BinaryGLALoss
+    >>> found = find_decision([-3.0, -1.0, 1.0, 3.0], [0, 0, 1, 1], BinaryGLALoss(0.5))
+    >>> print(found.score, found.recalls, found.expected_score)
+    1.0 [1. 1.] 0.5
+    """
 
     decision: Decision
     score: float
@@ -51,8 +66,8 @@ def find_decision(
     """Finds the class mix whose decision has the best score on held-out data.
 
     Any trained model can be judged by macro-F1, or by least recalls, without training it again:
-    what changes is how its predictions become classes. It needs examples that the model was not
-    trained on, some of every class, and knows a rare class as well as it has examples of it.
+    what changes is how its predictions become classes. That takes examples that the model was not
+    trained on, of every class; what few examples of a rare class say is little.
 
     Formula:
 
@@ -77,24 +92,24 @@ def find_decision(
         score: `"macro_f1"`, `"f1"` (of label 1 of two), `"geometric_mean"` (of the recalls),
             `"worst_class_recall"`, `"balanced_accuracy"`, `"accuracy"`, `"matthews"`, or a
             function of confusion matrices `(..., K, K)` of weights, whose rows are the labels, to
-            scores `(...)`, the higher the better. NaN counts as the worst. A function takes `K`
-            times as long as a name: seconds for 10 classes, an hour for 100.
+            scores `(...)`, the higher the better; NaN counts as the worst. A function takes about
+            `K * K` operations where a name takes one: seconds for 10 classes, hours for 100.
         min_recall: Least recall of some classes, `{class id: number in [0, 1]}`.
         priors: Class mix of the data that will be met, as in the loss: the data are weighted to
             it. Macro-F1, accuracy and Matthews' correlation depend on it. `None` is that of the
             data.
         sample_weight: Weights `(...)`, not negative.
-        temperature: Number that `serving.calibrate` finds, at which the decision is to be. The
-            mixes in between the starting ones depend on it, and so does an export.
-        folds: Number of parts for `expected_score`, at least 2: each is decided by what is found
-            on the others. `None` leaves that out, and is as many times faster.
+        temperature: Number that `serving.calibrate` finds. The decision keeps it, for an export,
+            and the class mix is found at it: calibrate first.
+        folds: Number of parts for `expected_score`, at least 2. `None` leaves it out, which is as
+            many times faster.
         seed: Seed of the random parts.
 
     Returns:
-        A named tuple of the `decision`; its `score` and `recalls` `(K,)` on these data, which it
-        was chosen by and which are too good (NaN for a class that never occurs); and
-        `expected_score` and `expected_recalls`, by parts, of what to expect on new data. These
-        are `None` with `folds=None`, and where a class has fewer than 2 examples.
+        A `FoundDecision`, a named tuple of the `decision`; its `score` and `recalls` `(K,)` on
+        these data, which it was chosen by, so that they are too good; and `expected_score` and
+        `expected_recalls` on new data, where each part is decided by what is found on the others.
+        These are `None` with `folds=None`, and where a class has fewer than 2 examples.
 
     Raises:
         ValueError: for predictions, labels and arguments that do not fit, NaN, a class without an
@@ -108,7 +123,7 @@ def find_decision(
     >>> labels = np.array([0, 0, 0, 1, 1, 1])
     >>> found = find_decision(logits, labels, GLALoss(priors=[5, 1]))
     >>> print(f"{found.score:.2f} {found.expected_score:.2f}", found.decision(logits))
-    1.00 0.83 [0 0 0 1 1 1]
+    1.00 0.67 [0 0 0 1 1 1]
 
     References:
         - [Lipton et al., 2014](https://arxiv.org/abs/1402.1892) (thresholds for F1)

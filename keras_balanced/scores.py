@@ -6,8 +6,8 @@ alone a score is a step function: each example flips to the class at one point.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,8 @@ _NOTHING = 1e-12  # A number below is 0, but for rounding.
 _SWEEPS = 50  # Over all classes, at most. Most searches end after 3 to 6.
 
 
-class SumsOfClasses(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SumsOfClasses:
     """A score of confusion matrices `(..., K, K)` that joins terms of one class each.
 
     The terms are of the fractions of the examples that are decided right for a class, are of it,
