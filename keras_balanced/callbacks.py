@@ -127,10 +127,10 @@ class PerClassReport(keras.callbacks.Callback):
         first = next(self._batches(), None)
         if first is None:
             raise ValueError("`validation_data` expected at least one batch. Received: none")
+        shape = self._outputs(first[0]).shape
         if isinstance(compiled, losses.BalancedLoss) and compiled.from_logits:
             # On JAX the loss cannot see it.
             backends.refuse_probability_layer(self.model, self.output_name)
-        shape = self._outputs(first[0]).shape
         self._metric = self._make_metric(shape, compiled)
         num_labels = getattr(self._metric, "num_labels", None)
         one_logit = isinstance(self._metric, metrics.BinaryBalancedAccuracy) and not num_labels

@@ -124,7 +124,7 @@ def export(
     class_names = validation.check_class_names(
         class_names, mix.shape[0], loss.surrogate.binary and not loss.surrogate.num_labels
     )
-    metrics.warn_of_other_decisions(model, decision)
+    metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     if backends.name() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "
