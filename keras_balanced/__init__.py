@@ -13,6 +13,7 @@ from keras_balanced.metrics import (
     ClassCalibrationError,
     ClassRecall,
     GeometricMeanRecall,
+    MacroF1,
     ShotRecall,
     WorstClassRecall,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "GLALoss",
     "GeometricMeanRecall",
     "LogitAdjustment",
+    "MacroF1",
     "ShotRecall",
     "Surrogate",
     "WorstClassRecall",

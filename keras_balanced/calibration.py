@@ -437,7 +437,7 @@ def _held_out(model, loss, data, steps):
         parts.append((y_pred, y_true, weights))
     if not parts:
         raise ValueError("`validation_data` must have examples. Received: none")
-    results = [_labelled(loss, *part) for part in parts]
+    results = [labelled(loss, *part) for part in parts]
     logits, labels, weights, kept = (np.concatenate(part) for part in zip(*results, strict=True))
     if not len(labels):
         raise ValueError("`validation_data` must have labelled examples. Received: none")
@@ -456,7 +456,7 @@ def _held_out(model, loss, data, steps):
     return log_posterior, labels, weights
 
 
-def _labelled(loss, y_pred, y_true, weights=None):
+def labelled(loss, y_pred, y_true, weights=None, of="`validation_data`"):
     """Returns the logits, labels and weights of the labelled positions of a batch, and which."""
     num_classes = len(loss.surrogate.priors)
     logits = loss.logits(y_pred)
@@ -471,8 +471,7 @@ def _labelled(loss, y_pred, y_true, weights=None):
     weights = targets.match_weights(weights, shape).reshape(-1)
     if not (weights >= 0).all():
         raise ValueError(
-            "The weights of `validation_data` must not be negative. Received: weights from "
-            f"{weights.min()}"
+            f"The weights of {of} must not be negative. Received: weights from {weights.min()}"
         )
     y_true = ops.convert_to_numpy(y_true)
     if not sparse:
@@ -480,7 +479,7 @@ def _labelled(loss, y_pred, y_true, weights=None):
         one_hot = np.isin(y_true, (0, 1)).all(axis=-1) & (y_true.sum(axis=-1) == 1)
         if not one_hot[weights.reshape(shape) > 0].all():
             raise ValueError(
-                "`validation_data` must have integer or one-hot labels. Received: soft targets"
+                f"The labels of {of} must be integers or one-hot. Received: soft targets"
             )
         y_true = y_true.argmax(axis=-1)
     labels = y_true.reshape(-1)
@@ -492,7 +491,7 @@ def _labelled(loss, y_pred, y_true, weights=None):
     bad = np.unique(labels[kept & ~np.isin(labels, np.flatnonzero(occurs))])
     if bad.size:
         raise ValueError(
-            f"The labels of `validation_data` must be integers in {targets.range_of(occurs)}. "
+            f"The labels of {of} must be integers in {targets.range_of(occurs)}. "
             f"Received: {bad[:10].tolist()}. Padding is the loss's `ignore_class`, or has weight 0"
         )
     logits = ops.convert_to_numpy(logits).reshape(len(labels), *logits.shape[len(shape) :])[kept]

@@ -31,6 +31,7 @@ __all__ = [
     "ClassCalibrationError",
     "ClassRecall",
     "GeometricMeanRecall",
+    "MacroF1",
     "ShotRecall",
     "WorstClassRecall",
     "shot_groups",
@@ -75,6 +76,10 @@ class _RecallMetric(ClassMetric):
     """The weight of each class, in all and predicted right; subclasses read `result` off them."""
 
     _default_name: str | None = None
+    _sums: tuple[str, ...] = ("correct", "total")
+    correct: Any
+    total: Any
+    predicted: Any
 
     def __init__(
         self,
@@ -89,8 +94,8 @@ class _RecallMetric(ClassMetric):
         self.decision = check_decision("decision", decision)
         if self.decision is not None:
             _check_loss("decision", self.decision.loss, *self._sizes(), of=self._kind())
-        self.correct = self.add_variable(self._shape(), "zeros", self.dtype, name="correct")
-        self.total = self.add_variable(self._shape(), "zeros", self.dtype, name="total")
+        for sums in self._sums:
+            setattr(self, sums, self.add_variable(self._shape(), "zeros", self.dtype, name=sums))
 
     def _shape(self):
         return (self.num_classes,)
@@ -301,6 +306,60 @@ class WorstClassRecall(_RecallMetric):
         present, recalls = ops.not_equal(self.total, 0), self.recalls()
         worst = ops.min(ops.where(present, recalls, ops.ones_like(recalls)))
         return ops.where(ops.any(present), worst, ops.zeros_like(worst))
+
+
+@keras.saving.register_keras_serializable(package="keras_balanced")
+class MacroF1(_RecallMetric):
+    """Computes the macro-averaged F1 score: the mean of the F1 scores of the classes.
+
+    Formula:
+
+    ```
+    f1[k]  = 2 * weight of class k predicted as k / (weight of class k + weight predicted as k)
+    result = mean of f1 over the classes that have come up, as labels or as predictions
+    ```
+
+    As `sklearn.metrics.f1_score(average="macro")`. It depends on the class mix of the data, unlike
+    the recalls, and the argmax of a balanced loss is not good at it: `serving.find_decision` finds
+    the decision that is. With no example at all the result is 0.
+
+    Args:
+        num_classes: Number of classes `K`, at least 2.
+        decision: `Decision` by which to predict, or the loss that the model is trained with, which
+            stands for its default one. `None` (default) is the argmax of the predictions: under
+            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+        ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
+            not counted. For integer `y_true` only. A class that is ignored has no F1 score.
+        name: Optional name of the metric.
+        dtype: Dtype of the sums. float32 (default) counts 16.7 million examples per class exactly.
+
+    Raises:
+        ValueError: for shapes that do not fit `num_classes`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> metric = MacroF1(num_classes=2)
+    >>> logits = np.array([[1, 0], [1, 0], [0, 1], [1, 0]], "float32")
+    >>> print(f"{float(metric(np.array([0, 0, 1, 1]), logits)):.3f}")
+    0.733
+    """
+
+    _default_name = "macro_f1"
+    _sums = ("correct", "total", "predicted")
+
+    def _count(self, y_true, predicted, weights):
+        super()._count(y_true, predicted, weights)
+        if len(y_true.shape) > 1:
+            weights = weights * ops.sum(y_true, axis=-1)
+        self.predicted.assign_add(sums_of(weights, predicted, self.num_classes))
+
+    def result(self) -> Any:
+        sizes = self.total + self.predicted
+        kept = ~targets.is_ignored(np.arange(self.num_classes), self.ignore_class)
+        counted = ops.cast(ops.logical_and(ops.not_equal(sizes, 0), kept), self.dtype)
+        scores = ops.divide_no_nan(2.0 * self.correct, sizes)
+        return ops.divide_no_nan(ops.sum(scores * counted), ops.sum(counted))
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")

@@ -2,8 +2,8 @@
 
 A model trained with a balanced loss gives logits whose softmax is not a probability. `export`
 writes a SavedModel that answers with the right ones, `calibrate` fits their temperature on held-out
-data, `find_threshold` the threshold of one logit that keeps within a budget, and
-`estimate_priors` finds the class mix of data without labels.
+data, `find_decision` the decision that is best for a score, `find_threshold` the threshold of one
+logit that keeps within a budget, and `estimate_priors` the class mix of data without labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from keras import ops
 from keras_balanced import backends, metrics, validation
 from keras_balanced.calibration import calibrate, check_loss, check_model, estimate_priors, only
 from keras_balanced.decisions import Decision, check_decision
-from keras_balanced.thresholds import find_threshold
+from keras_balanced.finding import FoundDecision, find_decision, find_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_priors", "export", "find_threshold"]
+__all__ = [
+    "FoundDecision",
+    "calibrate",
+    "estimate_priors",
+    "export",
+    "find_decision",
+    "find_threshold",
+]
 
 
 def export(

@@ -32,6 +32,7 @@ RULES = {
     "mix, margins": Decision(GCALoss(PRIORS), target_priors=[3, 2, 1], temperature=1.7),
     "mix, smoothed": Decision(GCALoss(PRIORS, label_smoothing=0.1), target_priors=[3, 2, 1]),
     "costs": Decision(GCALoss(PRIORS, q=0.2), costs=COSTS, priors=PRIORS, temperature=0.8),
+    "mix, tau": Decision(GLALoss(PRIORS, q=0.5, tau=1.0), target_priors=[3, 2, 1]),
     "logits": Decision(GLALoss(PRIORS, q=0.7, tau=1.0), by="logits"),
     "two classes": Decision(GLALoss([9, 1]), threshold=0.3, priors=[9, 1]),
     "one logit": Decision(BinaryGCALoss(0.1), threshold=0.2, priors=0.05),
@@ -137,6 +138,24 @@ def test_served(case, tmp_path):
     apart = scores[..., -1] - scores[..., -2] > 1e-3
     assert apart.mean() > 0.9
     np.testing.assert_array_equal(answer["class_id"][apart], decision(case.x)[apart])
+
+
+def test_a_metric_that_predicts_otherwise_is_said(rng):
+    z, y = rng.normal(size=(20, 3)).astype("float32"), rng.integers(0, 3, 20)
+    loss, inputs = GCALoss(PRIORS), keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        loss,
+        metrics=[metrics.BalancedAccuracy(3), metrics.ClassRecall(3, 0, decision=loss)],
+    )
+    report = callbacks.PerClassReport((z, y), verbose=0)
+    with pytest.warns(UserWarning, match=r"metrics \['balanced_accuracy'\] predict other classes"):
+        model.fit(z, y, callbacks=[report], verbose=0)
+    model.fit(z, y, callbacks=[report], verbose=0)  # Once.
+    # The argmax of the logits is the default decision of GLA.
+    model.compile(keras.optimizers.SGD(0.0), GLALoss(PRIORS), metrics=[metrics.BalancedAccuracy(3)])
+    model.fit(z, y, callbacks=[callbacks.PerClassReport((z, y), verbose=0)], verbose=0)
 
 
 @pytest.mark.slow

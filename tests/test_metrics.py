@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from imblearn.metrics import geometric_mean_score
 from keras import ops
-from sklearn.metrics import balanced_accuracy_score, recall_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from keras_balanced import (
     BalancedAccuracy,
@@ -19,6 +19,8 @@ from keras_balanced import (
     ClassRecall,
     Decision,
     GeometricMeanRecall,
+    GLALoss,
+    MacroF1,
     ShotRecall,
     WorstClassRecall,
 )
@@ -71,6 +73,10 @@ METRICS = {
     "geometric mean": (
         lambda: GeometricMeanRecall(K),
         lambda y, z, w: geometric_mean_score(y, z.argmax(-1), labels=np.unique(y), sample_weight=w),
+    ),
+    "macro-F1": (
+        lambda: MacroF1(K),
+        lambda y, z, w: f1_score(y, z.argmax(-1), average="macro", sample_weight=w),
     ),
     "many": (lambda: ShotRecall(COUNTS, "many"), lambda y, z, w: recalls(y, z, w)[:2].mean()),
     "medium": (lambda: ShotRecall(COUNTS, "medium"), lambda y, z, w: recalls(y, z, w)[2]),
@@ -131,6 +137,30 @@ def test_a_real_class_can_be_ignored(batches):
     metric.update_state(y, z)
     expected = np.delete(recalls(y, z), 1).mean()
     assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_macro_f1_of_other_targets_and_decisions(batches):
+    y, z, w, _ = batches
+    metric = MacroF1(K, ignore_class=[1])
+    metric.update_state(y, z)
+    kept, others = y != 1, [0, 2, 3, 4]
+    expected = f1_score(y[kept], z.argmax(-1)[kept], labels=others, average="macro")
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+    # A soft target counts as fractions of examples, one of zeros not at all.
+    soft = 0.75 * np.eye(K)[y] + 0.25 * np.eye(K)[0]
+    metric = MacroF1(K)
+    metric.update_state(np.concatenate([soft, np.zeros((9, K))]), np.concatenate([z, z[:9]]))
+    labels = np.concatenate([y, np.zeros_like(y)])
+    fractions = np.repeat([0.75, 0.25], len(y))
+    expected = f1_score(labels, np.tile(z.argmax(-1), 2), average="macro", sample_weight=fractions)
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+    decision = Decision(GLALoss(np.ones(K)), target_priors=[1, 2, 3, 4, 5])
+    metric = MacroF1(K, decision=decision)
+    metric.update_state(y, z, w)
+    expected = f1_score(y, decision(z), average="macro", sample_weight=w)
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+    metric.update_state(np.array([K]), z[:1])  # No label.
+    assert np.isnan(result(metric))
 
 
 class Mask(keras.layers.Layer):
@@ -291,6 +321,7 @@ def test_in_fit_and_evaluate(batches):
         (ClassRecall, {"num_classes": 3, "class_id": 2}),
         (WorstClassRecall, {"num_classes": 3}),
         (GeometricMeanRecall, {"num_classes": 3}),
+        (MacroF1, {"num_classes": 3}),
         (ShotRecall, {"counts": [9.0, 5.0], "group": "few", "thresholds": [7.0, 6.0]}),
         (ClassCalibrationError, {"num_classes": 3, "num_bins": 4, "from_logits": True}),
         (BinaryBalancedAccuracy, {"num_labels": 3, "label_id": 1}),
