@@ -22,7 +22,8 @@ from keras import ops
 from keras_balanced import backends, metrics, validation
 from keras_balanced.calibration import calibrate, check_loss, check_model, estimate_priors, only
 from keras_balanced.decisions import Decision, check_decision
-from keras_balanced.finding import FoundDecision, find_decision, find_threshold
+from keras_balanced.finding import FoundDecision, find_decision
+from keras_balanced.thresholds import find_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

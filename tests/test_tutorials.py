@@ -94,3 +94,14 @@ def test_noisy_labels(follow):
     assert np.ptp(test["clean"]) < 0.03  # Level, as the page says.
     memorised = found["memorised"]
     assert memorised[0] > 0.5 > memorised[chosen["noisy"]]
+
+
+def test_decision(follow):
+    found = follow("decision")
+    scores, best = found["scores"], found["found"]
+    assert scores["macro-F1"] > scores["plain accuracy"] + 0.02
+    assert scores["macro-F1"] > scores["balanced accuracy"] + 0.02
+    # As the page says: the score on the held-out data is too good, the expected one is not.
+    assert abs(best.expected_score - scores["macro-F1"]) < abs(best.score - scores["macro-F1"])
+    assert best.recalls[5] < 0.8 <= found["safe"].recalls[5]
+    np.testing.assert_array_equal(found["answers"], found["safe"].decision(found["z_test"]))
