@@ -433,7 +433,8 @@ def _from_the_end(model, output_name=None):
             for layer in reversed(model.layers):
                 yield from _from_the_end(layer) if hasattr(layer, "layers") else [layer]
         return
-    tensor = model.outputs[0] if output_name is None else model.output[output_name]
+    outputs = dict(zip(getattr(model, "output_names", ()), model.outputs, strict=False))
+    tensor = outputs.get(output_name, model.outputs[0])
     while (history := getattr(tensor, "_keras_history", None)) is not None:
         operation, node = history.operation, history.node_index
         yield from _from_the_end(operation) if hasattr(operation, "layers") else [operation]

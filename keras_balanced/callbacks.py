@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -13,7 +14,7 @@ from keras_balanced.decisions import Decision, check_decision, has_posterior
 from keras_balanced.layers import refuse_adjusted_twice
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["PerClassReport"]
 
@@ -287,8 +288,9 @@ class PerClassReport(keras.callbacks.Callback):
 
 def _check_numbers(parts):
     """Returns the labels and weights of validation data as arrays."""
-    # A list of them is an array.
+    # A list of them is an array, and any mapping a dict.
     parts = [np.asarray(part) if isinstance(part, list) else part for part in parts]
+    parts = [dict(part) if isinstance(part, Mapping) else part for part in parts]
     return [
         keras.tree.map_structure(lambda a: targets.as_numpy("`validation_data`", a), part)
         for part in parts

@@ -350,5 +350,5 @@ def test_representations_show_what_objects_hold():
     prior.adapt([0, 0, 1])
     assert repr(prior) == "ClassPrior(num_classes=2, smoothing=1.0, counts=[2.0, 1.0])"
     assert repr(BalancedLoss(Surrogate([1, 3], q=0.5))).startswith(
-        "BalancedLoss(surrogate=Surrogate(priors=[0.25, 0.75], target_priors=[0.5, 0.5], q=0.5, "
+        "BalancedLoss(surrogate=Surrogate(priors=[0.25, 0.75], q=0.5, shift=[0.0, 0.0], "
     )

@@ -215,6 +215,7 @@ def reported(data, x, model=None, **kwargs):
     report, logs = callbacks.PerClassReport(data, **kwargs), {}
     report.set_model(model or model_of(x))
     report.on_train_begin()
+    report.on_epoch_begin(0)
     report.on_epoch_end(0, logs)
     return [logs[f"val_recall_{k}"] for k in range(K)]
 
@@ -594,7 +595,8 @@ def test_a_report_whose_data_are_used_up():
     report = callbacks.PerClassReport(Once((X, Y)))
     report.set_model(model_of(X))
     report.on_train_begin()
-    with pytest.raises(ValueError, match=r"read again each epoch\. Received: none in epoch 1"):
+    report.on_epoch_begin(0)
+    with pytest.raises(ValueError, match=r"read again each epoch\. Received: none the second"):
         report.on_epoch_end(0)
     with pytest.raises(ValueError, match=r"can be read each epoch\. Received: a generator"):
         callbacks.PerClassReport(batch for batch in batches((X, Y)))
@@ -609,6 +611,7 @@ def test_a_report_takes_its_output_of_labels_and_weights():
         report, logs = callbacks.PerClassReport(data, output_name="a"), {}
         report.set_model(model)
         report.on_train_begin()
+        report.on_epoch_begin(0)
         report.on_epoch_end(0, logs)
         recalls = [logs[f"val_recall_{k}"] for k in range(K)]
         np.testing.assert_allclose(recalls, expected_recalls(X, Y, W), rtol=1e-5)
