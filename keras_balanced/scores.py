@@ -151,7 +151,7 @@ class Search:
             # Floors that seem out of reach: from somewhere else they may not be.
             again = self.ascend(best + rng.normal(size=len(best)))
             best = max(best, again, key=self.rank_of)
-        return best
+        return max(self.centred(best), best, key=self.rank_of)
 
     def confusion(self, log_mix):
         """Returns the fractions `(K, K)` of the examples by label and decision."""
@@ -175,9 +175,14 @@ class Search:
             if (better := line.better(start[k])) is not None:
                 log_mix[k], unchanged = line.middle(better, start[k]), 0
             sums[:, k] = self.scores[:, k] + log_mix[k]
+        return log_mix
+
+    def centred(self, log_mix):
+        """Returns a `log_mix` of the same rank, each class in the middle of its interval."""
+        log_mix, sums = log_mix.copy(), self.scores + log_mix
         for k in self.moved:
             line = self._along(log_mix, k, sums)
-            log_mix[k] = line.middle(line.here, start[k])
+            log_mix[k] = line.middle(line.here, log_mix[k])
             sums[:, k] = self.scores[:, k] + log_mix[k]
         return log_mix
 
