@@ -86,7 +86,7 @@ def fit(loss, metric):
 # mean of two recalls: which fraction of the frauds is found, and which fraction of the other
 # payments passes. It is 0.5 for such a model.
 #
-# With `loss=loss` the metric decides by the loss's `posterior`, its probability of fraud, as the
+# With `decision=loss` the metric predicts by the loss's default decision, as the
 # exported model will.
 
 # %%
