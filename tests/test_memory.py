@@ -59,7 +59,6 @@ CALLS = {
     "calibrate": lambda: serving.calibrate(model, gla, (z, y)),
     "estimate_priors": lambda: serving.estimate_priors(p, counts),
     "estimate_priors, validation": lambda: serving.estimate_priors(p, counts, validation=(p, y)),
-    "find_decision": lambda: serving.find_decision(z, y, gla, folds=2),
     "find_threshold": lambda: serving.find_threshold(p[:, 0], max_alert_rate=0.5),
     "shot_groups": lambda: metrics.shot_groups([200, 50, 5]),
     "long_tail": lambda: datasets.long_tail(z, np.arange(64) % 2, imbalance_ratio=4),
