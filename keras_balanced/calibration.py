@@ -475,10 +475,6 @@ def labelled(loss, y_pred, y_true, weights=None, of="`validation_data`"):
         shape = tuple(logits.shape[:-1])
     weights = np.ones(()) if weights is None else targets.as_numpy("Weights", weights)
     weights = targets.match_weights(weights, shape).reshape(-1)
-    if not (weights >= 0).all():
-        raise ValueError(
-            f"The weights of {of} must not be negative. Received: weights from {weights.min()}"
-        )
     y_true = ops.convert_to_numpy(y_true)
     if not sparse:
         targets.refuse_ignored(y_true, loss.ignore_class)
