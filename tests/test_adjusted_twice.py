@@ -2,7 +2,6 @@
 
 import keras
 import keras_tuner
-import numpy as np
 import pytest
 from keras import ops
 
@@ -57,7 +56,9 @@ ENDS = {
     "transposed": lambda z: ops.transpose(ops.transpose(adjust()(z))),
     "no gradient": lambda z: ops.stop_gradient(adjust()(z)),
     "nested": stack(keras.layers.Dense(3), adjust()),
-    "a copy": lambda z: keras.models.clone_model(keras.Sequential([keras.Input((3,)), adjust()]))(z),
+    "a copy": lambda z: keras.models.clone_model(keras.Sequential([keras.Input((3,)), adjust()]))(
+        z
+    ),
 }
 OTHERS = {
     "no adjustment": lambda z: keras.layers.Dense(3)(z),
@@ -80,7 +81,8 @@ def test_ends(end):
     for loss in PLAIN.values():
         with pytest.raises(ValueError, match=TWICE) as error:
             refuse_adjusted_twice(model, loss)
-        assert "logit_adjustment" in str(error.value) and len(str(error.value)) < 600
+        assert "logit_adjustment" in str(error.value)
+        assert len(str(error.value)) < 600
     for loss in ADJUSTED.values():
         refuse_adjusted_twice(model, loss)
 

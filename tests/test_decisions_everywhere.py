@@ -181,9 +181,9 @@ BY_COSTS = Decision(GLA, costs=COSTS, priors=PRIORS)
 PLAIN = Decision(GLA, target_priors=PRIORS)
 
 
-@pytest.mark.parametrize("kind, wrap", [("metrics", False), ("weighted_metrics", True)])
+@pytest.mark.parametrize(("kind", "wrap"), [("metrics", False), ("weighted_metrics", True)])
 @pytest.mark.parametrize(
-    "loss, of_metric, exported, words",
+    ("loss", "of_metric", "exported", "words"),
     [
         (GLA, None, None, None),
         (GLA, GLA, None, None),
@@ -211,6 +211,31 @@ def test_an_export_says_what_was_measured_otherwise(
     said = warned(export)
     assert len(said) == (words is not None)
     assert words is None or re.search(words, said[0])
+
+
+def test_what_is_no_decision_is_refused_in_a_line(rng, tmp_path):
+    z, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    found = serving.find_decision(z, y, GLA)
+    decides = [
+        lambda: metrics.MacroF1(3, decision=found),
+        lambda: callbacks.PerClassReport((z, y), decision=found),
+        lambda: serving.export(compiled(GLA), tmp_path, found),
+    ]
+    for function in decides:
+        with pytest.raises(
+            ValueError, match=r"`decision` must be.*; pass its `decision`$"
+        ) as error:
+            function()
+        assert len(str(error.value)) < 400
+
+
+def test_logits_are_not_taken_for_probabilities(rng):
+    p = rng.dirichlet(np.ones(3), 20)
+    decision = Decision(GLALoss(PRIORS, from_logits=False))
+    assert decision(p).shape == (20,)
+    for read in (decision, decision.scores):
+        with pytest.raises(ValueError, match=r"`y_pred` must be probabilities.*from_logits=False"):
+            read(np.log(p))
 
 
 def test_calibrate_says_it_only_of_the_loss_that_was_trained_with(rng):
