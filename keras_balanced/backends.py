@@ -389,6 +389,18 @@ def compile_arguments(model):
     return {**arguments, **now, "optimizer": model.optimizer, "auto_scale_loss": is_scaled}
 
 
+def compiled_metrics(model, output_name):
+    """Yields the metrics that a model was compiled with: of one output where it is named."""
+    compiled, names = compile_arguments(model), list(getattr(model, "output_names", ()))
+    for kind in ("metrics", "weighted_metrics"):
+        of_kind = compiled.get(kind)
+        if output_name is not None and isinstance(of_kind, dict):
+            of_kind = of_kind.get(output_name)
+        elif output_name in names and len(names) > 1 and of_kind:
+            of_kind = of_kind[names.index(output_name)]  # A list has one entry for each output.
+        yield from keras.tree.flatten(of_kind)
+
+
 def input_structure(model):
     """Returns the symbolic inputs of a model as it takes them: one, or a list or dict of them."""
     # A Sequential that was never called has no `input`.

@@ -47,7 +47,7 @@ def warn_of_other_decisions(
     """
     others = [
         metric.name
-        for metric in _compiled_metrics(model, output_name)
+        for metric in backends.compiled_metrics(model, output_name)
         if isinstance(metric, _RecallMetric)
         and (given or metric.decision is None)
         and not metric.decides_as(decision)
@@ -58,18 +58,6 @@ def warn_of_other_decisions(
             f"{decision}: give all of them the same `decision`; a loss stands for its default one",
             stacklevel=3,
         )
-
-
-def _compiled_metrics(model, output_name):
-    """Yields the metrics that a model was compiled with: of one output where it is named."""
-    compiled, names = backends.compile_arguments(model), list(getattr(model, "output_names", ()))
-    for kind in ("metrics", "weighted_metrics"):
-        of_kind = compiled.get(kind)
-        if output_name is not None and isinstance(of_kind, dict):
-            of_kind = of_kind.get(output_name)
-        elif output_name in names and len(names) > 1 and of_kind:
-            of_kind = of_kind[names.index(output_name)]  # A list has one entry for each output.
-        yield from keras.tree.flatten(of_kind)
 
 
 def _check_loss(name, loss, *sizes, of):
