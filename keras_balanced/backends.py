@@ -389,6 +389,18 @@ def compile_arguments(model):
     return {**arguments, **now, "optimizer": model.optimizer, "auto_scale_loss": is_scaled}
 
 
+def compiled_metrics(model, output_name):
+    """Yields the metrics that a model was compiled with: of one output where it is named."""
+    compiled, names = compile_arguments(model), list(getattr(model, "output_names", ()))
+    for kind in ("metrics", "weighted_metrics"):
+        of_kind = compiled.get(kind)
+        if output_name is not None and isinstance(of_kind, dict):
+            of_kind = of_kind.get(output_name)
+        elif output_name in names and len(names) > 1 and of_kind:
+            of_kind = of_kind[names.index(output_name)]  # A list has one entry for each output.
+        yield from keras.tree.flatten(of_kind)
+
+
 def input_structure(model):
     """Returns the symbolic inputs of a model as it takes them: one, or a list or dict of them."""
     # A Sequential that was never called has no `input`.
@@ -407,23 +419,39 @@ def probability_layer(model, output_name=None):
     subclassed model, whose layers do not say in which order it calls them.
     """
     layer = layer_at_end(model, output_name)
+    return layer if is_softmax(layer) or _is_activation(layer) else None
+
+
+def is_softmax(layer):
+    """Returns whether a layer or operation is a softmax or sigmoid, and nothing else."""
+    kind = type(layer).__name__
+    return kind in ("Softmax", "Sigmoid") or (kind == "Activation" and _is_activation(layer))
+
+
+def _is_activation(layer):
     activations = (keras.activations.softmax, keras.activations.sigmoid)
-    is_one = type(layer).__name__ in ("Softmax", "Sigmoid")
-    return layer if is_one or getattr(layer, "activation", None) in activations else None
+    return getattr(layer, "activation", None) in activations
 
 
 def layer_at_end(model, output_name=None):
     """Returns the last layer or operation of a model that changes numbers, or `None`."""
+    return next(layers_from_the_end(model, output_name), None)
+
+
+def layers_from_the_end(model, output_name=None):
+    """Yields the layers and operations of a model that change numbers, from an output backwards."""
     for layer in _from_the_end(model, output_name):
-        layer = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
         kind, activation = type(layer).__name__, getattr(layer, "activation", None)
         if kind not in _FORMS and (kind, activation) != ("Activation", keras.activations.linear):
-            return layer
-    return None
+            yield layer
 
 
-# Layers and operations that change no number.
-_FORMS = ("Reshape", "Flatten", "Permute", "Identity", "Squeeze", "ExpandDims", "Cast", "Dropout")
+# Layers and operations that change no number of an answer.
+_FORMS = (
+    *("Reshape", "Flatten", "Permute", "Transpose", "Moveaxis", "Swapaxes", "Squeeze"),
+    *("ExpandDims", "Identity", "Cast", "StopGradient", "ActivityRegularization"),
+    *("Dropout", "GaussianNoise"),
+)
 
 
 def _from_the_end(model, output_name=None):
@@ -431,14 +459,20 @@ def _from_the_end(model, output_name=None):
     if not getattr(model, "outputs", None):
         if isinstance(model, keras.Sequential):  # Not built.
             for layer in reversed(model.layers):
-                yield from _from_the_end(layer) if hasattr(layer, "layers") else [layer]
+                yield from _within(layer)
         return
-    outputs = dict(zip(getattr(model, "output_names", ()), model.outputs, strict=False))
-    tensor = outputs.get(output_name, model.outputs[0])
+    tensor = model.outputs[0] if output_name is None else model.output[output_name]
     while (history := getattr(tensor, "_keras_history", None)) is not None:
         operation, node = history.operation, history.node_index
-        yield from _from_the_end(operation) if hasattr(operation, "layers") else [operation]
+        yield from _within(operation)
         inputs = operation._inbound_nodes[node].input_tensors
         if len(inputs) != 1:
             return
         tensor = inputs[0]
+
+
+def _within(layer):
+    """Yields a layer, or those of a model whose order is known, from its end backwards."""
+    layer = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
+    is_known = isinstance(layer, keras.Sequential) or getattr(layer, "outputs", None)
+    yield from _from_the_end(layer) if is_known else [layer]

@@ -94,7 +94,8 @@ def calibrate(
     optimize, special = _scipy()
     loss = check_loss(model, loss)
     check_model(model, loss)
-    if has_posterior(loss):
+    # Of cross-entropy, calibrated by another loss, the decision is still to be found.
+    if has_posterior(loss) and isinstance(getattr(model, "loss", None), losses.BalancedLoss):
         metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     target = loss.surrogate.target_priors
     log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)

@@ -158,6 +158,11 @@ class Decision:
 
         if isinstance(y_pred, np.ndarray):
             y_pred = targets.as_numpy("`y_pred`", y_pred)
+            if not self.loss.from_logits and (y_pred < 0).any():
+                raise ValueError(
+                    "`y_pred` must be probabilities, since the loss has `from_logits=False`. "
+                    "Received: negative numbers, such as logits or log-probabilities"
+                )
         elif not backends.is_dense_tensor(y_pred):
             y_pred = targets.as_tensor("y_pred", y_pred)
         return backends.of_rows(of_tensor, y_pred, self.loss.surrogate.axes)
@@ -354,9 +359,10 @@ def check_decision(name: str, decision: Any) -> Decision | None:
     if isinstance(decision, BalancedLoss):
         return Decision(decision)
     if decision is not None and not isinstance(decision, Decision):
+        hint = "; pass its `decision`" if hasattr(decision, "decision") else ""
         raise ValueError(
             f"`{name}` must be a `Decision`, or a loss of keras_balanced by whose posterior to "
-            f"decide. Received: {name}={decision!r}"
+            f"decide. Received: {name}={validation.show(decision)}{hint}"
         )
     return decision
 

@@ -451,10 +451,12 @@ def refuse_adjusted_twice(
     model: keras.Model, loss: BalancedLoss, output_name: str | None = None
 ) -> None:
     """Raises if a model ends in a `LogitAdjustment`, and its loss takes the logits for others."""
-    layer, shift = backends.layer_at_end(model, output_name), loss.surrogate.shift
+    at_end = backends.layers_from_the_end(model, output_name)
+    # Of a loss of probabilities the softmax is at the end.
+    layer = next((layer for layer in at_end if not backends.is_softmax(layer)), None)
     if not isinstance(layer, LogitAdjustment) or np.ptp(layer.surrogate.shift) == 0:
         return
-    if np.ptp(shift[loss.surrogate.occurs]) < 1e-9:
+    if np.ptp(loss.surrogate.shift[loss.surrogate.occurs]) < 1e-9:
         raise ValueError(
             "`loss` must be that of the adjusted logits where the model ends in a "
             "`LogitAdjustment`, such as `GLALoss(priors)` with its default `tau`; otherwise they "

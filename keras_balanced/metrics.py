@@ -45,19 +45,17 @@ def warn_of_other_decisions(
 
     Without `given` only of metrics that were given no decision.
     """
-    others = []
-    compiled = backends.compile_arguments(model)
-    for kind in ("metrics", "weighted_metrics"):
-        of_kind = compiled.get(kind)
-        of_kind = of_kind.get(output_name) if isinstance(of_kind, dict) else of_kind
-        for metric in keras.tree.flatten(of_kind):
-            looked_at = isinstance(metric, _RecallMetric) and (given or metric.decision is None)
-            if looked_at and not metric.decides_as(decision):
-                others.append(metric.name)
+    others = [
+        metric.name
+        for metric in backends.compiled_metrics(model, output_name)
+        if isinstance(metric, _RecallMetric)
+        and (given or metric.decision is None)
+        and not metric.decides_as(decision)
+    ]
     if others:
         warnings.warn(
             f"The compiled metrics {others} predict other classes than the decision, which is for "
-            f"{decision}: give them that `decision`, or the loss, which stands for its default one",
+            f"{decision}: give all of them the same `decision`; a loss stands for its default one",
             stacklevel=3,
         )
 

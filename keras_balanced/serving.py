@@ -86,6 +86,8 @@ def export(
         decision: `Decision` that `class_id` follows, with its temperature, or the loss that the
             model was trained with, which stands for its default one. `None` is the compiled loss.
             For plain cross-entropy pass `GLALoss(priors, tau=0)`, or `BinaryGLALoss(rate, tau=0)`.
+            Warns of compiled metrics that predict other classes; with a decision given, only of
+            those without one of their own.
         class_names: `K` different names in order, or a dict of names and ids, such as the
             `class_indices` of Keras's generators; for one logit also that of label 1 alone. `None`
             is `"0"`, `"1"`, ...
@@ -117,6 +119,7 @@ def export(
     >>> print(version.name)
     1
     """
+    is_default = decision is None
     decision = _check_decision(model, decision)
     loss = decision.loss
     check_model(model, loss)
@@ -125,7 +128,8 @@ def export(
     class_names = validation.check_class_names(
         class_names, mix.shape[0], loss.surrogate.binary and not loss.surrogate.num_labels
     )
-    metrics.warn_of_other_decisions(model, Decision(loss), given=False)
+    # Who gave a metric a decision, and the export another, has stated both.
+    metrics.warn_of_other_decisions(model, decision, given=is_default)
     if backends.name() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "

@@ -267,9 +267,11 @@ def check_mix_like(name, mix, priors, binary):
         return mix
     rates = check_rates(name, mix)
     if rates.shape not in ((2,), priors.shape):
+        one = priors.ndim == 1
         raise ValueError(
-            f"`{name}` must be one positive rate, or one for each label of the loss. "
-            f"Received: {len(rates)} rates for {priors.size // 2} labels"
+            f"`{name}` must be one positive rate{'' if one else ', or one for each label'}, as the "
+            f"loss has. Received: {len(rates)} rates for a loss of "
+            f"{'one rate' if one else f'{len(priors)} labels'}"
         )
     return np.broadcast_to(rates, priors.shape)
 
@@ -304,7 +306,13 @@ def check_class_names(names, num_classes, binary=False):
     if binary and len(names) == 1 and isinstance(names[0], str):
         names = [f"not {names[0]}", *names]
     if not all(isinstance(name, str) for name in names) or len(names) != num_classes:
-        raise ValueError(f"{expected}. Received: {len(names)} names, {show(names)}")
+        hint = ""
+        if binary and len(names) > num_classes:
+            hint = (
+                ". With one rate, several outputs are positions of one label: for independent "
+                f"labels the loss takes a rate for each, as `BinaryGLALoss([0.1] * {len(names)})`"
+            )
+        raise ValueError(f"{expected}. Received: {len(names)} names, {show(names)}{hint}")
     if len(set(names)) < num_classes:
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{expected}. Received: {show(repeated)} repeated")

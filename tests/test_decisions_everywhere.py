@@ -1,7 +1,9 @@
 """One rule, stated once, decides alike in Python, metrics, reports, searches, files and servers."""
 
 import importlib
+import re
 import types
+import warnings
 
 import keras
 import keras_tuner
@@ -156,6 +158,115 @@ def test_a_metric_that_predicts_otherwise_is_said(rng):
     # The argmax of the logits is the default decision of GLA.
     model.compile(keras.optimizers.SGD(0.0), GLALoss(PRIORS), metrics=[metrics.BalancedAccuracy(3)])
     model.fit(z, y, callbacks=[callbacks.PerClassReport((z, y), verbose=0)], verbose=0)
+
+
+def compiled(loss, kind="metrics", given=None, wrap=None, num_classes=3):
+    """A model of logits, compiled with a metric of recalls that has a decision or none."""
+    inputs = keras.Input((num_classes,))
+    model = keras.Model(inputs, keras.layers.Identity(name="out")(inputs))
+    ours = metrics.BalancedAccuracy(num_classes, decision=given)
+    model.compile("sgd", loss, **{kind: {"out": [ours]} if wrap else [ours]})
+    return model
+
+
+def warned(function, *arguments):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function(*arguments)
+    return [str(w.message) for w in caught if "predict other classes" in str(w.message)]
+
+
+GLA, GCA = GLALoss(PRIORS), GCALoss(PRIORS)
+BY_COSTS = Decision(GLA, costs=COSTS, priors=PRIORS)
+PLAIN = Decision(GLA, target_priors=PRIORS)
+
+
+@pytest.mark.parametrize(("kind", "wrap"), [("metrics", False), ("weighted_metrics", True)])
+@pytest.mark.parametrize(
+    ("loss", "of_metric", "exported", "words"),
+    [
+        (GLA, None, None, None),
+        (GLA, GLA, None, None),
+        (GLA, PLAIN, PLAIN, None),
+        (GLA, PLAIN, None, "every class is equally frequent"),  # Forgotten in the export.
+        (GLA, BY_COSTS, None, "every class is equally frequent"),
+        (GLA, None, PLAIN, r"class mix \[0.9, 0.09, 0.01\]"),  # The rule that is served.
+        (GLA, GLA, PLAIN, None),  # Both are stated.
+        (GCA, None, None, "every class is equally frequent"),
+        (GCA, None, GCA, "every class is equally frequent"),
+        (GCA, GCA, None, None),
+        (GCA, None, Decision(GCA, by="logits"), None),
+    ],
+)
+def test_an_export_says_what_was_measured_otherwise(
+    loss, of_metric, exported, words, kind, wrap, tmp_path
+):
+    file = tmp_path / "file"
+    file.touch()
+
+    def export():  # Stops before it writes.
+        with pytest.raises(ValueError, match="`path` must be a directory"):
+            serving.export(compiled(loss, kind, of_metric, wrap), file, exported)
+
+    said = warned(export)
+    assert len(said) == (words is not None)
+    assert words is None or re.search(words, said[0])
+
+
+def test_what_is_no_decision_is_refused_in_a_line(rng, tmp_path):
+    z, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    found = serving.find_decision(z, y, GLA)
+    decides = [
+        lambda: metrics.MacroF1(3, decision=found),
+        lambda: callbacks.PerClassReport((z, y), decision=found),
+        lambda: serving.export(compiled(GLA), tmp_path, found),
+    ]
+    for function in decides:
+        with pytest.raises(
+            ValueError, match=r"`decision` must be.*; pass its `decision`$"
+        ) as error:
+            function()
+        assert len(str(error.value)) < 400
+
+
+def test_logits_are_not_taken_for_probabilities(rng):
+    p = rng.dirichlet(np.ones(3), 20)
+    decision = Decision(GLALoss(PRIORS, from_logits=False))
+    assert decision(p).shape == (20,)
+    for read in (decision, decision.scores):
+        with pytest.raises(ValueError, match=r"`y_pred` must be probabilities.*from_logits=False"):
+            read(np.log(p))
+
+
+def test_calibrate_says_it_only_of_the_loss_that_was_trained_with(rng):
+    data = rng.normal(size=(60, 3)).astype("float32"), rng.integers(0, 3, 60)
+    data[0][np.arange(60), data[1]] += 0.5
+    for loss, number in ((GCA, 1), (GLA, 0)):
+        assert len(warned(serving.calibrate, compiled(loss), loss, data)) == number
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = compiled(cross_entropy)
+    assert not warned(serving.calibrate, model, GLALoss(PRIORS, tau=0), data)
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_a_report_looks_at_the_metrics_of_its_output(as_dict, rng):
+    z, y = rng.normal(size=(20, 3)).astype("float32"), rng.integers(0, 3, 20)
+    inputs = keras.Input((3,))
+    outputs = {name: keras.layers.Dense(3, name=name)(inputs) for name in ("left", "right")}
+    model = keras.Model(inputs, outputs)
+    of_left = metrics.BalancedAccuracy(3, name="of_left")
+    by_output = {"left": [of_left], "right": [metrics.BalancedAccuracy(3, decision=GCA)]}
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        {"left": GCA, "right": GCA},
+        metrics=by_output if as_dict else [by_output[name] for name in model.output_names],
+    )
+    labels = {"left": y, "right": y}
+    for name, number in (("left", 1), ("right", 0)):
+        report = callbacks.PerClassReport((z, labels), output_name=name, verbose=0)
+        said = warned(lambda report=report: model.fit(z, labels, callbacks=[report], verbose=0))
+        assert len(said) == number
+        assert all("['of_left']" in text for text in said)
 
 
 @pytest.mark.slow

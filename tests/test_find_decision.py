@@ -348,6 +348,7 @@ def test_far_logits_keep_a_valid_mix():
         ({"y_pred": np.full((20, 3), np.nan)}, "`y_pred` must be finite.*20 of 20 examples"),
         ({"y_pred": np.full((20, 3), 1 / 3)}, r"`y_pred` must be logits.*from_logits=False"),
         ({"y_pred": np.zeros((20, 4))}, "must have the 3 classes"),
+        ({"loss": GLALoss([5, 2, 1], from_logits=False)}, "`y_pred` must be probab.*negative"),
         ({"sample_weight": -np.ones(20)}, "weights of the held-out data must not be negative"),
         ({"sample_weight": np.full(20, np.inf)}, "`sample_weight` must be finite"),
         ({"sample_weight": np.ones(19)}, "`sample_weight` must have the leading axes"),

@@ -368,6 +368,18 @@ def soft_end(layer):
         ({"class_names": ["a", "b"]}, "`class_names` must be 3 different strings.* Received: 2"),
         ({"class_names": ["a", "b", 3]}, "`class_names` must be 3 different strings"),
         (
+            {"decision": BinaryGLALoss(0.1), "class_names": ["cat", "dog", "owl"]},
+            r"must be 2 different strings.*3 names.*positions.*BinaryGLALoss\(\[0.1\] \* 3\)",
+        ),
+        (
+            {"decision": BinaryGLALoss(0.1), "priors": [0.1, 0.2, 0.3]},
+            "`priors` must be one positive rate, as the loss has.*3 rates for a loss of one rate",
+        ),
+        (
+            {"decision": BinaryGLALoss([0.1] * 3), "priors": [0.1, 0.2]},
+            "one positive rate, or one for each label,.*2 rates for a loss of 3 labels",
+        ),
+        (
             {"class_names": ["a", "b", "a"]},
             r"must be 3 different strings.*Received: \['a'\] repeated",
         ),
