@@ -87,11 +87,14 @@ class Focal(keras.losses.BinaryFocalCrossentropy):
 
     def __init__(self, rates):
         super().__init__(gamma=2.0, from_logits=True)
-        self.two = baselines.FocalLoss(both(rates))
+        self.of_labels = [baselines.FocalLoss(mix) for mix in both(rates)]
 
     def log_posterior(self, logits, *, priors):
-        two = np.stack([0 * logits, logits], axis=-1)
-        return np.log(self.two.posterior(two, priors=both(priors)))
+        two, mixes = np.stack([0 * logits, logits], axis=-1), both(priors)
+        posteriors = [
+            loss.posterior(two[:, i], priors=mixes[i]) for i, loss in enumerate(self.of_labels)
+        ]
+        return np.log(np.stack(posteriors, axis=1))
 
 
 def both(rates):

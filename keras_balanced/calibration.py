@@ -179,9 +179,9 @@ def estimate_priors(
     mix may have changed: the examples of each class still look as they did. And the probabilities
     must be calibrated for `training_priors`: where they are slightly too unsure, of a temperature
     of 1.1 to 1.5, the likeliest mix can be far off, with classes of about 0 that are there, and
-    nothing in the data tells. So give `validation`: where the likeliest mix of those data is not
-    that of their labels, the estimate comes from their confusion matrix instead, which takes the
-    probabilities as they are.
+    nothing in the data tells. So give `validation`: where the likeliest mix of those data, as they
+    are or weighted to the estimate, is not that of their labels, the estimate comes from their
+    confusion matrix instead, which takes the probabilities as they are.
 
     Formula:
 
@@ -249,8 +249,9 @@ def estimate_priors(
     mix = _likeliest_mix(probabilities, priors, *limits)
     if validation is not None:
         held_out, labels = _labelled_posterior(validation, priors)
-        own = _likeliest_mix(held_out, priors, *limits)
-        if _is_another_mix(own, held_out, labels, priors):
+        own = np.bincount(labels, minlength=len(priors)) / len(labels)
+        # By symmetry, wrong probabilities may tell a uniform mix right, and miss every other.
+        if any(_misses(there, held_out, labels, priors, *limits) for there in (own, mix)):
             mix = _mix_by_confusion(probabilities, held_out, labels, priors)
     mix = np.maximum(mix, np.where(priors > 0, SMALLEST_PRIOR, 0.0))
     # The rate of what is all positive is the largest float below 1.
@@ -315,14 +316,15 @@ def _labelled_posterior(validation, priors):
     return held_out, labels
 
 
-def _likeliest_mix(probabilities, priors, max_iterations, tolerance):
-    """Returns the class mix of the greatest likelihood."""
+def _likeliest_mix(probabilities, priors, max_iterations, tolerance, weights=None):
+    """Returns the class mix of the greatest likelihood; `weights` of the examples sum to 1."""
     ratios = probabilities / np.where(priors > 0, priors, 1.0)
+    weights = np.full(len(ratios), 1.0 / len(ratios)) if weights is None else weights
 
     def look_at(priors):
         """Returns the gain of each class, and the mean log-likelihood."""
         totals = ratios @ priors
-        return (1.0 / totals) @ ratios / len(ratios), np.log(totals).mean()
+        return (weights / totals) @ ratios, weights @ np.log(totals)
 
     longest, (gain, likelihood) = 1.0, look_at(priors)
     for _ in range(max_iterations):
@@ -349,19 +351,23 @@ def _likeliest_mix(probabilities, priors, max_iterations, tolerance):
     )
 
 
-def _is_another_mix(mix, probabilities, labels, priors):
-    """Returns whether the likelihood of examples prefers a mix to that of their own labels.
+def _misses(mix, probabilities, labels, priors, *limits):
+    """Returns whether the likelihood of examples, weighted to a mix, prefers another one to it.
 
     Twice the logarithm of the ratio is distributed as chi-squared where the probabilities are
-    right. The level is 1%.
+    right. The level is 1%; weighted examples count as their effective number.
     """
     _, special = _scipy()
     occurs = priors > 0
-    own = np.bincount(labels, minlength=len(priors)) / len(labels)
-    ratios = (probabilities / np.where(occurs, priors, 1.0))[:, occurs]
+    weights = (mix / np.where(occurs, np.bincount(labels, minlength=len(priors)), 1.0))[labels]
+    weights = weights / weights.sum()
+    found = _likeliest_mix(probabilities, priors, *limits, weights=weights)
+    seen = weights > 0
+    ratios = (probabilities / np.where(occurs, priors, 1.0))[seen][:, occurs]
     with np.errstate(divide="ignore"):  # Where the labels are impossible.
-        gained = np.log(ratios @ mix[occurs]) - np.log(ratios @ own[occurs])
-    return 2.0 * gained.sum() > special.chdtri(occurs.sum() - 1, 0.01)
+        gained = np.log(ratios @ found[occurs]) - np.log(ratios @ mix[occurs])
+    gained = weights[seen] @ gained / np.square(weights).sum()
+    return 2.0 * gained > special.chdtri(occurs.sum() - 1, 0.01)
 
 
 def _mix_by_confusion(probabilities, held_out, labels, priors):
@@ -470,10 +476,6 @@ def labelled(loss, y_pred, y_true, weights=None, of="`validation_data`"):
         shape = tuple(logits.shape[:-1])
     weights = np.ones(()) if weights is None else targets.as_numpy("Weights", weights)
     weights = targets.match_weights(weights, shape).reshape(-1)
-    if not (weights >= 0).all():
-        raise ValueError(
-            f"The weights of {of} must not be negative. Received: weights from {weights.min()}"
-        )
     y_true = ops.convert_to_numpy(y_true)
     if not sparse:
         targets.refuse_ignored(y_true, loss.ignore_class)

@@ -96,8 +96,10 @@ def _soft_loss(y_true, logits, surrogate):
         mass = _like(logits, surrogate.smoothing_mass)
         y_true = (1.0 - surrogate.label_smoothing) * y_true + total * mass
     losses = y_true * _losses_of_classes(logits, surrogate)
-    # The loss of a masked class, of logit -inf, is infinite: no target may be there.
-    losses = ops.where(ops.equal(y_true, 0), _like(logits, 0.0), losses)
+    # The loss of a masked class, of logit -inf, is infinite: no target may be there. A negative
+    # target, such as padding of -1, is invalid.
+    neutral = ops.where(ops.equal(y_true, 0), _like(logits, 0.0), _like(logits, np.nan))
+    losses = ops.where(y_true > 0, losses, neutral)
     return ops.sum(losses, axis=-1)
 
 

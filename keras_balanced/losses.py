@@ -144,8 +144,8 @@ class BalancedLoss(keras.losses.Loss):
         if self.ignore_class is None:
             return losses
         y_true = targets.as_tensor("y_true", y_true)
-        kept = ops.logical_not(targets.is_ignored(y_true, self.ignore_class))
-        return backends.set_mask(losses, ops.reshape(kept, ops.shape(losses)))
+        kept = targets.is_kept(y_true, ops.shape(losses), self.ignore_class)
+        return backends.set_mask(losses, kept)
 
     def log_posterior(self, logits: Any, *, priors: ClassMix | None = None) -> Any:
         """Returns the natural logarithm of what `posterior` gives.

@@ -120,9 +120,10 @@ def confusion_matrix(
     """Draws how often each class is predicted as each other; the diagonal is the recalls.
 
     Args:
-        labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`.
-        predicted: Predicted classes, in the same forms; with a `decision` the predictions of the
-            model, `(N, K)`, or of one logit `(N,)` or `(N, 1)`.
+        labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`; with a `decision` also of
+            time steps or pixels, `(...)`, `(..., 1)` or `(..., K)`.
+        predicted: Predicted classes, `(N,)` or `(N, 1)`, or one-hot `(N, K)`; with a `decision` the
+            predictions of the model, `(..., K)`, or of one logit `(...)` or `(..., 1)`.
         class_names: Name of each class, `K` of them in order, or a dict of names and ids; of the
             classes 0 and 1 also that of 1 alone. `None` takes the numbers up to the largest.
         decision: `Decision` by which to predict classes, or the loss that the model was trained
@@ -152,7 +153,10 @@ def confusion_matrix(
                 f"Received: a decision of {surrogate.num_labels} labels"
             )
         given = surrogate.priors.shape[-1]
-        predicted = rule(targets.as_numpy("`predicted`", predicted))
+        predicted = decided = rule(targets.as_numpy("`predicted`", predicted))
+        truth = targets.as_numpy("`labels`", labels, "classes")
+        if decided.ndim > 1 and truth.shape[: decided.ndim] == decided.shape:
+            labels, predicted = truth.reshape(decided.size, -1), decided.ravel()
     rows = targets.class_ids("labels", labels, given)
     columns = targets.class_ids("predicted", predicted, given)
     num_classes = given or int(max(rows.max(), columns.max())) + 1
@@ -193,10 +197,11 @@ def reliability_diagram(
 
     Args:
         probabilities: Probabilities `(N, K)`, as `loss.posterior` gives them; of one logit those
-            of label 1, `(N,)` or `(N, 1)`, of independent labels `(N, L)`. Or a dict of a name to
-            such, to draw side by side.
+            of label 1, `(N,)` or `(N, 1)`, of independent labels `(N, L)`. Of time steps or pixels
+            `(N, ..., K)`, with a last axis of 1 for one logit. Or a dict of a name to such, to draw
+            side by side.
         labels: Integer classes `(N,)` or `(N, 1)`, or one-hot `(N, K)`; 0 and 1 `(N, L)` of
-            labels.
+            labels; with the same further axes as the probabilities.
         num_bins: Number of bins in `[0, 1]`, at least 1.
         ax: matplotlib axes to draw on. `None` makes new ones.
 
@@ -246,6 +251,9 @@ def _hits(probabilities, labels):
     """Returns whether each of the classes of probabilities came up, flat."""
     labels = targets.as_numpy("`labels`", labels, "classes")
     shape = probabilities.shape
+    if len(shape) > 2 and labels.shape[: len(shape) - 1] == shape[:-1]:  # Time steps or pixels.
+        shape = (probabilities.size // shape[-1], shape[-1])
+        labels = labels.reshape(shape[0], -1)
     if len(shape) == 1 or shape[1:] == (1,):
         ids, shape = targets.class_ids("labels", labels, 2), (shape[0],)
         hits = ids.astype(bool)

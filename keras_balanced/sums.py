@@ -36,6 +36,12 @@ class ClassMetric(keras.metrics.Metric):
         else:
             targets.refuse_ignored(y_true, self.ignore_class, self._of_labels)
             y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
+            # Soft targets may be rounded; padding of -1 is none.
+            valid = ops.logical_and(y_true >= 0, y_true <= 1 + 1e-3)
+            if self.ignore_class is not None:
+                ignored = targets.is_ignored(y_true, self.ignore_class)
+                valid = ops.logical_or(valid, ignored)
+            weights = self._spoil(weights, ops.all(valid, axis=-1))
             y_true = ops.reshape(y_true, (-1, self.num_classes))
         return y_true, ops.reshape(weights, (-1,))
 

@@ -287,6 +287,11 @@ def is_ignored(labels, ignore_class):
     return functools.reduce(ops.logical_or, (ops.equal(labels, i) for i in ids), none)
 
 
+def is_kept(y_true, shape, ignore_class):
+    """Returns whether each position of losses of this shape has a label that is not ignored."""
+    return ops.reshape(ops.logical_not(is_ignored(y_true, ignore_class)), shape)
+
+
 def refuse_ignored(y_true, ignore_class, or_labels=False):
     """Raises for targets `(..., K)`, which have no class ids that could be ignored.
 

@@ -26,6 +26,7 @@ from keras_balanced import (
     GCALoss,
     GLALoss,
     LogitAdjustment,
+    MacroF1,
     ShotRecall,
     Surrogate,
     callbacks,
@@ -419,6 +420,34 @@ def test_labels_of_weight_0_may_be_anything():
     prior = ClassPrior(2, multi_label=True)
     prior.adapt(np.array([[0, 1], [np.nan, -1], [1, 1]]), sample_weight=weights)
     np.testing.assert_array_equal(prior.counts, [[1, 2], [0, 3]])
+
+
+@pytest.mark.parametrize("name", ["gla", "gca", "weighted"])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 2, 3)])
+def test_padded_rows_of_one_hot_targets_are_invalid(name, shape, rng):
+    z = rng.normal(size=shape).astype("float32")
+    y = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]], "float32").reshape(shape)
+    loss = LOSSES[name](FEW, reduction=None)
+    np.testing.assert_array_equal(np.isnan(numpy(loss(y, z))).ravel(), [0, 0, 0, 1])
+    for metric in (
+        BalancedAccuracy(3),
+        ClassCalibrationError(3, from_logits=True),
+        ShotRecall(FEW, "few"),
+        MacroF1(3),
+    ):
+        assert np.isnan(float(metric(y, z)))
+        metric.reset_state()
+        assert np.isfinite(float(metric(y, z, (y[..., 0] >= 0).astype("float32"))))
+
+
+@pytest.mark.parametrize("unknown", [-1.0, 2.0])
+def test_calibration_of_labels_that_are_not_known(unknown):
+    p = np.array([[0.5, 0.5, 0.5], [0.2, 0.9, 0.3]], "float32")
+    y = np.array([[1.0, unknown, 0.0], [0.0, 1.0, unknown]], "float32")
+    assert np.isnan(float(ClassCalibrationError(3)(y, p)))
+    if unknown < 0:
+        known = ClassCalibrationError(3, ignore_class=-1)(y, p)
+        assert float(known) == pytest.approx((0.5 + 0.2 + 0.1 + 0.5) / 4)
 
 
 @pytest.mark.parametrize("garbage", [np.nan, -7.0, 1e30])

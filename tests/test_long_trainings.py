@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 
 import keras
@@ -102,6 +103,9 @@ def test_the_queue_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path):
         pids = quiet.processes_of(cut)
         assert len(pids) == 3
         assert quiet.main(cut, are_stopped(pids)) == 0
+        for pid in pids[1:]:
+            if (group := pathlib.Path(f"/proc/{pid}/autogroup")).exists():
+                assert "nice 19" in group.read_text()
         process.kill()
         process.communicate(timeout=processes.HANG)  # The workers hold the other end.
     finally:

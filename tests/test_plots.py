@@ -69,6 +69,32 @@ def test_reliability_diagram_is_scikit_learns(rng):
     np.testing.assert_allclose(ax.lines[1].get_ydata(), observed)
 
 
+def points(ax):
+    return [line.get_xydata().tolist() for line in ax.lines]
+
+
+@pytest.mark.parametrize("last", [(), (1,)])
+def test_diagrams_of_time_steps(last, rng):
+    loss, one = keras_balanced.GLALoss([6, 3, 1]), keras_balanced.BinaryGLALoss(0.2)
+    # As many steps as classes, and as labels.
+    z, y = rng.normal(size=(40, 3, 3)), rng.integers(0, 3, (40, 3))
+    ax = plots.confusion_matrix(y.reshape(*y.shape, *last), z, decision=loss)
+    expected = metrics.confusion_matrix(y.ravel(), z.argmax(-1).ravel(), normalize="true")
+    np.testing.assert_allclose(ax.images[0].get_array(), expected)
+    p = loss.posterior(z)
+    expected = points(plots.reliability_diagram(p.reshape(-1, 3), y.ravel()))
+    assert points(plots.reliability_diagram(p, y.reshape(*y.shape, *last))) == expected
+    assert points(plots.reliability_diagram(p, np.eye(3)[y])) == expected
+
+    z, y = rng.normal(size=(40, 3, 1)), rng.integers(0, 2, (40, 3))
+    ax = plots.confusion_matrix(y.reshape(*y.shape, *last), z, decision=one)
+    expected = metrics.confusion_matrix(y.ravel(), (z > 0).ravel(), normalize="true")
+    np.testing.assert_allclose(ax.images[0].get_array(), expected)
+    p = one.posterior(z)
+    expected = points(plots.reliability_diagram(p.ravel(), y.ravel()))
+    assert points(plots.reliability_diagram(p, y.reshape(*y.shape, *last))) == expected
+
+
 def test_counts_of_zero_and_of_a_layer():
     ax = plots.class_counts(keras_balanced.ClassPrior(3, counts=[100, 0, 1]))
     assert [bar.get_height() for bar in ax.patches] == [100, 0, 1]

@@ -817,6 +817,25 @@ def test_mix_by_probabilities_that_are_not_calibrated(temperature, mix, rng):
     np.testing.assert_allclose(estimate, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.4, 1.7])
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_mix_by_validation_of_a_uniform_training_mix(num_classes, temperature, rng):
+    """Symmetric examples give the uniform mix whatever the temperature, and another wrongly."""
+    priors = np.full(num_classes, 1 / num_classes)
+    mix = np.array([0.85, *[0.15 / (num_classes - 1)] * (num_classes - 1)])
+
+    def drawn(mix, number):
+        y = rng.choice(num_classes, number, p=mix)
+        logits = 2.25 * np.eye(num_classes)[y] + 1.5 * rng.normal(size=(number, num_classes))
+        return special.softmax(logits / temperature, axis=-1), y
+
+    (p, _), validation = drawn(mix, 20_000), drawn(priors, 10_000)
+    without, estimate = (
+        serving.estimate_priors(p, priors, validation=data) for data in (None, validation)
+    )
+    assert np.abs(estimate - mix).sum() < min(0.03, np.abs(without - mix).sum())
+
+
 def test_too_unsure_probabilities_alone_give_a_mix_far_off(rng):
     """Why there is `validation`: the mix has not even changed."""
     priors = np.array([0.9, 0.1])

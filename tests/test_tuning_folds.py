@@ -271,6 +271,11 @@ SHARED = {
     "Writes with place": lambda path: Writes(pathlib.Path("weights")),
     "Writes with place='weights.npy'": lambda path: Writes("weights.npy"),
     "WritesThere with place": lambda path: WritesThere(),
+    "Writes with place=\"['": lambda path: Writes([str(path)]),
+    "Writes with place=\"{'": lambda path: Writes({"log": path}),
+    "BackupAndRestore": lambda path: keras.callbacks.CallbackList(
+        [keras.callbacks.BackupAndRestore(path)]
+    ),
 }
 
 

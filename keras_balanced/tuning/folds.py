@@ -289,7 +289,10 @@ def _refuse_shared_files(callbacks):
             continue
         kinds = [k for k in type(callback).__mro__ if not k.__module__.startswith("keras.")]
         for name, value in [item for held in (callback, *kinds) for item in vars(held).items()]:
-            if _is_path(name, value):
+            is_nested = isinstance(value, (dict, list, tuple))
+            parts = keras.tree.flatten(value) if is_nested else []
+            _refuse_shared_files([c for c in parts if isinstance(c, keras.callbacks.Callback)])
+            if _is_path(name, value) or any(map(_is_full_path, parts)):
                 raise ValueError(
                     "`callbacks` that write files must come from a function of a directory, which "
                     "each training calls with one of its own: `callbacks=lambda directory: "
@@ -307,6 +310,11 @@ def _is_path(name, value):
         return False
     is_named = name.lower().endswith(("path", "file", "filename", "dir", "directory", "folder"))
     return is_named or "/" in value or os.sep in value or bool(re.search(r"\w\.\w{1,8}$", value))
+
+
+def _is_full_path(value):
+    """Returns whether a part of a list or dict is a path: text there can be a name of anything."""
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and os.path.isabs(value))
 
 
 class _Arrays:
