@@ -237,8 +237,10 @@ def _refuse_probabilities(y_pred, loss):
 
 
 def _check_examples(ids, weights, surrogate):
-    """Raises unless there are examples of every class that occurs, all of a finite weight."""
+    """Raises unless there are examples of every class that occurs, all of a positive weight."""
     validation.refuse_examples(~np.isfinite(weights), "`sample_weight` must be finite")
+    negative = "The weights of the held-out data must not be negative"
+    validation.refuse_examples(weights < 0, negative)
     counts = np.bincount(ids, minlength=len(surrogate.priors))
     missing = np.flatnonzero((counts == 0) & np.broadcast_to(surrogate.occurs, counts.shape))
     if missing.size:
