@@ -175,5 +175,5 @@ OF_MASKED = {
 
 @pytest.mark.parametrize("name", OF_MASKED)
 def test_masked_numbers_per_class_are_refused(name):
-    with pytest.raises(ValueError, match="a masked array, with [13] values masked"):
+    with pytest.raises(ValueError, match=r"a masked array, with [13] values masked"):
         OF_MASKED[name](MASKED)

@@ -263,7 +263,10 @@ def test_several_ids_everywhere(rng):
 @pytest.mark.parametrize("ignored", [0, [0, 1], -1])
 def test_ids_to_ignore_need_ids(ignored, rng):
     y, z = batch(rng, (6,))
-    metrics = [BalancedAccuracy(K, ignore_class=ignored), ClassCalibrationError(K, ignore_class=ignored)]
+    metrics = [
+        BalancedAccuracy(K, ignore_class=ignored),
+        ClassCalibrationError(K, ignore_class=ignored),
+    ]
     for metric in metrics[: 1 if ignored == -1 else 2]:
         with pytest.raises(ValueError, match="`ignore_class` needs `y_true` of integer classes"):
             metric(np.eye(K)[y], z)

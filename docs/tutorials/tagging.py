@@ -128,8 +128,9 @@ models = {name: fit(loss) for name, loss in losses.items()}
 # %% [markdown]
 # ## Which tags are found
 #
-# With `decision=loss` the metric decides by the loss's `posterior`, its probabilities where all tags are
-# equally frequent. For GLA that is the argmax of the logits, for GCA with margins it is not.
+# With `decision=loss` the metric decides by the loss's `posterior`, its probabilities where all
+# tags are equally frequent. For GLA that is the argmax of the logits, for GCA with margins it is
+# not.
 
 # %%
 recalls = {}
