@@ -368,6 +368,11 @@ def as_array(name, values, expected, length=None):
 
     `length` is the number of class ids, where it is known.
     """
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"`{name}` must have a number for each class. Received: a masked array, with "
+            f"{np.ma.count_masked(values)} values masked; fill it, as in `values.filled(0)`"
+        )
     try:
         return np.asarray(_in_order(name, values, length), dtype="float64")
     except (TypeError, ValueError, RuntimeError) as error:

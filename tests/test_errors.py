@@ -153,3 +153,27 @@ def test_an_in_batch_softmax_has_the_shift_of_gla_and_log_q_takes_it_away(rng, g
         slope = gradient(lambda z, correction=correction: in_batch(z, correction), z)
         expected = gradient(lambda z, tau=tau: kb.gla_loss(y, z, counts, tau=tau), z)
         np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
+
+
+MASKED = np.ma.array([0.2, 0.3, 0.5], mask=[False, False, True])
+OF_MASKED = {
+    "priors": kb.GLALoss,
+    "rates": kb.BinaryGLALoss,
+    "target_priors": lambda values: kb.GCALoss([1, 2, 3], target_priors=values),
+    "margins": lambda values: kb.GCALoss([1, 2, 3], margins=values),
+    "weights": lambda values: kb.Surrogate([1, 2, 3], weights=values),
+    "counts": lambda values: kb.ClassPrior(3, counts=values),
+    "group": lambda values: kb.ShotRecall(values, "few"),
+    "threshold": lambda values: kb.Decision(
+        kb.BinaryGLALoss([0.1, 0.2, 0.3]), threshold=values, priors=[0.1, 0.2, 0.3]
+    ),
+    "costs": lambda values: kb.Decision(
+        kb.GLALoss([1, 2, 3]), costs=np.ma.stack([values] * 3), priors=[1, 2, 3]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_MASKED)
+def test_masked_numbers_per_class_are_refused(name):
+    with pytest.raises(ValueError, match=r"a masked array, with [13] values masked"):
+        OF_MASKED[name](MASKED)
