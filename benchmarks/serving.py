@@ -46,7 +46,7 @@ def measure(directory, rounds):
     bare = c_loader.SavedModel(directory / "bare")
     gla = c_loader.SavedModel(directory / "gla" / "1")
     gca = c_loader.SavedModel(directory / "gca" / "1")
-    mix = {"target_priors": np.full((1, CLASSES), 1 / CLASSES, "float32")}
+    mix = {"priors": np.full((1, CLASSES), 1 / CLASSES, "float32")}
     (bare_input,) = bare.signatures["serving_default"]["inputs"]
     rng = np.random.default_rng(0)
     for batch in BATCHES:
