@@ -28,7 +28,7 @@ _REACH, _REACH_TO_1 = 60.0, 20.0
 class FoundDecision(NamedTuple):
     """A decision and how good it is, as `find_decision` returns them.
 
-    Args:
+    Attributes:
         decision: The `Decision` by the class mix found.
         score: Its score on the data that it was found on, and is the best for: too good.
         recalls: Its recalls on these data, `(K,)`: NaN for a class that never occurs.

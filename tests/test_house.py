@@ -64,8 +64,9 @@ def test_docstring_is_whole(name):
     doc = inspect.getdoc(export)
     assert doc.splitlines()[0].endswith(".")
     is_tuple = inspect.isclass(export) and issubclass(export, tuple)
-    for part in ("Args:", "Raises:", "Example:", ">>> "):
-        assert part in doc or (is_tuple and part == "Raises:")
+    for part in ("Attributes:",) if is_tuple else ("Args:", "Raises:"):
+        assert part in doc
+    assert ">>> " in doc[doc.index("Example:") :]
     signature = signature_of(export)
     for argument in signature.parameters:
         assert argument == "self" or f"{argument}: " in doc, argument
