@@ -333,7 +333,7 @@ def test_logit_adjustment_turns_cross_entropy_into_the_target_decision(rng):
         (GLALoss([1, 2]), np.zeros((1, 3)), None, "last axis of `y_pred` must have the 2"),
         (GLALoss([1, 2]), np.zeros((1, 2)), [1, 2, 3], "`priors` must have one number"),
         (BinaryGLALoss(0.1), np.zeros((1, 1)), 1.5, "`priors` must be the positive rate"),
-        (BinaryGLALoss(0.1), np.zeros((1, 1)), [0.1, 0.2], "must be one positive rate, as the loss has"),
+        (BinaryGLALoss(0.1), np.zeros((1, 1)), [0.1, 0.2], "must be one positive rate"),
     ],
 )
 def test_bad_arguments(loss, logits, target, message):
