@@ -281,7 +281,9 @@ def is_ignored(labels, ignore_class):
         return functools.reduce(np.logical_or, (labels == i for i in ids))
     labels = signed(labels)
     dtype = keras.backend.standardize_dtype(labels.dtype)
-    if not keras.backend.is_float_dtype(dtype):  # No label is what its dtype cannot hold.
+    if keras.backend.is_float_dtype(dtype):
+        ids = [float(i) for i in ids]  # JAX takes no integer beyond 32 bits.
+    else:  # No label is what its dtype cannot hold.
         ids = [i for i in ids if np.iinfo(dtype).min <= i <= np.iinfo(dtype).max]
     none = ops.zeros_like(labels, dtype="bool")
     return functools.reduce(ops.logical_or, (ops.equal(labels, i) for i in ids), none)

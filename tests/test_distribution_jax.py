@@ -57,7 +57,8 @@ def train(name, part=0, parts=1):
     if name == "gla_ignore":
         y = np.where(np.arange(len(y)) % BATCH < 4, -1, y)  # All on one device.
     model = build()
-    metrics = [] if name == "binary_gca" else [BalancedAccuracy(K, ignore_class=-1)]
+    ignored = None if y.ndim > 1 else -1  # One-hot targets have no ids to ignore.
+    metrics = [] if name == "binary_gca" else [BalancedAccuracy(K, ignore_class=ignored)]
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSSES[name](), weighted_metrics=metrics)
     logs = model.fit(
         x, y, BATCH // parts, sample_weight=w, epochs=3, shuffle=False, verbose=0
