@@ -150,7 +150,7 @@ class Decision:
         """
         if isinstance(y_pred, keras.KerasTensor):
             return _Decide(self, scores=True)(y_pred)
-        return self._of_predictions(self._scores, y_pred)
+        return self._of_predictions(lambda z: self._scores(self.check_logits(z)), y_pred)
 
     def _of_predictions(self, function, y_pred):
         def of_tensor(y_pred):
@@ -207,8 +207,8 @@ class Decision:
         return self.costs is not None or self.threshold is not None
 
     def _scores(self, logits, log_priors=None):
+        """Returns the scores of checked logits: once more, one step `(B, 1)` would be a column."""
         surrogate = self.loss.surrogate
-        logits = self.check_logits(logits)
         if self.by == "logits":
             if surrogate.binary:
                 return ops.stack([ops.zeros_like(logits), logits], axis=-1)

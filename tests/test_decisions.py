@@ -195,6 +195,21 @@ def test_a_threshold_for_each_label_and_for_two_classes(rng):
     assert all_of_them(np.array([-30.0, 0.0, 30.0])).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("loss", [BinaryGLALoss(0.1), BinaryGCALoss(0.1)], ids=["GLA", "GCA"])
+@pytest.mark.parametrize("rule", ["default", "costs", "threshold", "logits"])
+def test_a_single_step_keeps_its_axis(loss, rule, rng):
+    arguments = {
+        "costs": {"costs": [[0, 1], [9, 0]], "priors": 0.1},
+        "threshold": {"threshold": 0.2, "priors": 0.1},
+        "logits": {"by": "logits"},
+    }
+    decision, z = Decision(loss, **arguments.get(rule, {})), logits(rng, 50, 1, 1)
+    found = decision(z)
+    assert found.shape == (50, 1)
+    np.testing.assert_array_equal(found[:, 0], decision(z[:, 0]))
+    assert decision.scores(z).shape == (50, 1, 2)
+
+
 def test_any_rank(rng):
     z = logits(rng, 2, 5, 3)
     for loss in (LOSSES["gla_tau"], LOSSES["gca"]):
