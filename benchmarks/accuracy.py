@@ -800,12 +800,18 @@ def end_with_parent():
 
 def set_threads(recipe, workers):
     """Sets the threads of the processes that are started from here on."""
-    threads = recipe.threads or max(os.cpu_count() // workers, 1)
     for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
         if recipe.threads:
-            os.environ[name] = str(threads)
-        os.environ.setdefault(name, str(threads))
+            os.environ[name] = str(recipe.threads)
+        else:
+            os.environ.setdefault(name, str(max(os.cpu_count() // workers, 1)))
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
+
+def written(output):
+    """Returns the runs written so far by their settings and recipes, as `key_of` has them."""
+    runs = long_tailed_cifar.resume(output)
+    return {json.dumps([run["settings"], run["recipe"]], sort_keys=True): run for run in runs}
 
 
 def append(output, line):
@@ -858,10 +864,7 @@ def main(argv=None):
         return
     if not args.report:
         recipe = args.recipe
-        results = {
-            json.dumps([run["settings"], run["recipe"]], sort_keys=True): run["result"]
-            for run in long_tailed_cifar.resume(args.output)
-        }
+        results = {key: run["result"] for key, run in written(args.output).items()}
         first = selections(recipe, args.held_out)
         run_all(first, recipe, results, args.output, args.workers)
         run_all(finals(recipe, results), recipe, results, args.output, args.workers)

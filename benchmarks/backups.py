@@ -48,7 +48,7 @@ class Backup:
         self.variables = [variable for part in parts_of(model, optimizer) for variable in part]
         self.epoch, earlier = 0, 0.0
         for file in filter(None, (path, milestone and milestone[1])):
-            # A file that a full disk has cut short is as none.
+            # A file truncated by a full disk counts as missing.
             with contextlib.suppress(FileNotFoundError, EOFError, zipfile.BadZipFile):
                 self.epoch, earlier = self._restore(file)
                 break

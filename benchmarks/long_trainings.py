@@ -13,7 +13,6 @@ weights with the logits of the test set (and of the hold-out, if there is one).
 import argparse
 import contextlib
 import fcntl
-import json
 import multiprocessing
 import os
 import pathlib
@@ -23,7 +22,6 @@ from typing import NamedTuple
 
 import accuracy
 import backups
-import long_tailed_cifar
 import numpy as np
 
 import keras_balanced
@@ -150,16 +148,10 @@ def train(row, output, states):
     print(f"{row.title()}: {of[0]:.1f}, by posterior {of[1]:.1f}", flush=True)
 
 
-def results(output):
-    """Returns the results written so far by their settings and recipes."""
-    runs = long_tailed_cifar.resume(output)
-    return {json.dumps([run["settings"], run["recipe"]], sort_keys=True): run for run in runs}
-
-
 def run_queue(rows, output, folder, workers):
     """Trains what has no result yet; returns the rows that failed."""
     states = folder / "states"
-    found = results(output)
+    found = accuracy.written(output)
     done = {row: found[key] for row in rows if (key := accuracy.key_of(*row.job())) in found}
     left = [row for row in rows if row not in done]
     print_plan(left, done, states)

@@ -389,7 +389,7 @@ def compile_arguments(model):
     return {**arguments, **now, "optimizer": model.optimizer, "auto_scale_loss": is_scaled}
 
 
-def compiled_metrics(model, output_name):
+def compiled_metrics(model, output_name=None):
     """Yields the metrics that a model was compiled with: of one output where it is named."""
     compiled, names = compile_arguments(model), list(getattr(model, "output_names", ()))
     for kind in ("metrics", "weighted_metrics"):
@@ -398,7 +398,7 @@ def compiled_metrics(model, output_name):
             of_kind = of_kind.get(output_name)
         elif output_name in names and len(names) > 1 and of_kind:
             of_kind = of_kind[names.index(output_name)]  # A list has one entry for each output.
-        yield from keras.tree.flatten(of_kind)
+        yield from (metric for metric in keras.tree.flatten(of_kind) if metric is not None)
 
 
 def input_structure(model):

@@ -189,7 +189,7 @@ class PerClassReport(keras.callbacks.Callback):
             print(f"  {word} 0.000  {hidden} more {what}")
 
     def _count(self, data):
-        """Counts the examples of each class, and those predicted right, by the model as it is."""
+        """Counts the examples and correct predictions of each class, with the current weights."""
         self._counted = True
         self._metric.reset_state()
         batch = None
@@ -287,15 +287,13 @@ class PerClassReport(keras.callbacks.Callback):
 
 
 def _check_numbers(parts):
-    """Returns the labels and weights of validation data as arrays."""
-    # A list of them is an array, and any mapping a dict.
-    parts = [np.asarray(part) if isinstance(part, list) else part for part in parts]
-    parts = [dict(part) if isinstance(part, Mapping) else part for part in parts]
-    return [
-        keras.tree.map_structure(lambda a: targets.as_numpy("`validation_data`", a), part)
-        for part in parts
-        if part is not None
-    ]
+    """Raises unless the labels and weights of validation data are numbers."""
+    for part in parts:
+        if isinstance(part, list):
+            part = np.asarray(part)
+        for values in keras.tree.flatten(dict(part) if isinstance(part, Mapping) else part):
+            if values is not None:
+                targets.as_numpy("`validation_data`", values)
 
 
 def _check_names(names):

@@ -244,14 +244,14 @@ class Decision:
             return None
         if not straight.all():
             return None
-        # With equal margins log_p is (1 - q) (logits / margin + shift) - log(priors * weights), but
-        # for a constant.
+        # With equal margins log_p is (1 - q) (logits / margin + shift) - log(priors * weights), up
+        # to a constant.
         shift = (1.0 - surrogate.q) * surrogate.shift - np.log(surrogate.weights)
         shift = shift + np.log(surrogate.target_to_prior) + self.temperature * self._change
         shift = shift * margin / (1.0 - surrogate.q)
         first = np.expand_dims(occurs.argmax(axis=-1), -1)
         shift = shift - np.take_along_axis(shift, first, axis=-1)
-        # What cancels but for rounding must not break ties.
+        # Terms that cancel leave a rounding error, which must not break ties.
         return np.where(occurs, np.round(shift, 12), 0.0)
 
     def decides_as(self, other: Decision) -> bool:
@@ -443,8 +443,8 @@ def _check_kind(target_priors, costs, threshold, by, priors):
         )
     if priors is not None and not needed:
         raise ValueError(
-            "`priors`, the class mix of the data that are met, must be left out but for `costs` "
-            "and `threshold`: no other rule moves with it. The mix to be good at is "
+            "`priors`, the class mix of the data that are met, must be left out except with "
+            "`costs` or `threshold`: no other rule depends on it. The mix to be good at is "
             f"`target_priors`. Received: priors with {rules[0] if rules else 'no other rule'}"
         )
 

@@ -138,10 +138,8 @@ def find_decision(
             "one column at a time, as in `find_decision(y_pred[:, 0], labels[:, 0], "
             f"BinaryGLALoss(rate_of_label_0))`. Received: a loss of {surrogate.num_labels} labels"
         )
-    function, floors = (
-        _check_score(score, len(surrogate.priors)),
-        _check_floors(min_recall, surrogate),
-    )
+    function = _check_score(score, len(surrogate.priors))
+    floors = _check_floors(min_recall, surrogate)
     if folds is not None:
         folds = validation.check_integer("folds", folds, low=2)
     seed = validation.check_integer("seed", seed, low=0)
@@ -238,7 +236,7 @@ def _refuse_probabilities(y_pred, loss):
 
 def _check_examples(ids, weights, surrogate):
     """Raises unless there are examples of every class that occurs, all of a positive weight."""
-    validation.refuse_examples(~np.isfinite(weights), "`sample_weight` must be finite")
+    validation.check_finite("`sample_weight`", weights)
     negative = "The weights of the held-out data must not be negative"
     validation.refuse_examples(weights < 0, negative)
     counts = np.bincount(ids, minlength=len(surrogate.priors))
@@ -288,7 +286,7 @@ def _weighted_to(mix, ids, weights):
 
 
 def _decision_of(log_mix, base):
-    """Returns the decision by a class mix, of which the logarithm is given but for a constant."""
+    """Returns the decision by a class mix, given its logarithm up to a constant."""
     surrogate = base.loss.surrogate
     mix = np.where(surrogate.occurs, np.exp(log_mix - log_mix[surrogate.occurs].max()), 0.0)
     mix = mix / mix.sum()

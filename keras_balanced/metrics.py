@@ -619,8 +619,10 @@ class BinaryBalancedAccuracy(_RecallMetric):
                 "a half. Received: decision=None, and the output of a softmax or sigmoid"
             )
         y_true, weights = self._flatten_binary(y_true, y_pred, sample_weight, self.num_labels)
-        above = ops.cast(y_pred, self.dtype) > 0
-        predicted = above if self.decision is None else self.decision(y_pred)
+        if self.decision is None:
+            predicted = ops.cast(y_pred, self.dtype) > 0
+        else:
+            predicted = self.decision(y_pred)
         predicted = ops.reshape(ops.cast(predicted, self.dtype), (-1, self.num_labels or 1))
         in_all = ops.stack([weights * (1.0 - y_true), weights * y_true], axis=-1)
         right = in_all * ops.stack([1.0 - predicted, predicted], axis=-1)

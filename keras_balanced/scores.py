@@ -13,7 +13,7 @@ import numpy as np
 
 _BLOCK = 2**22  # Numbers in the largest array of confusion matrices.
 _DIGITS = 10  # To which scores are compared: sums are rounded.
-_NOTHING = 1e-12  # A number below is 0, but for rounding.
+_NOTHING = 1e-12  # A smaller number is 0 up to rounding.
 _SWEEPS = 50  # Over all classes, at most. Most searches end after 3 to 6.
 
 
@@ -126,7 +126,7 @@ class Search:
         score: A function of confusion matrices `(..., K, K)`, of `SCORES` or another.
         floors: Least recall of each class, `(K,)`.
         reach: How far `log_mix` of a class may lie below and above that of each other one.
-        gap: Flips that are nearer to each other have nothing in between, but for rounding.
+        gap: Flips closer to each other than this differ by rounding only.
     """
 
     def __init__(self, scores, labels, weights, score, floors, reach, gap):

@@ -88,7 +88,7 @@ def find_threshold(
     weights = np.ones(number) if sample_weight is None else sample_weight
     weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
     validation.check_finite("`sample_weight`", weights)
-    if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+    if (weights < 0).any() or not weights.any():
         raise ValueError(
             "`sample_weight` must be finite, not negative, and positive for some example. "
             f"Received: weights from {np.min(weights)} to {np.max(weights)}"

@@ -49,18 +49,18 @@ def some(values, most=5):
     return [float(f"{v:.6g}") if isinstance(v, float) else v for v in values[:most].tolist()]
 
 
-def check_finite(name, values, index=None, total=None):
-    """Returns values `(N, ...)`, and raises with how many of the `N` are not finite, and where.
-
-    `index` are their places among `total`, where some have been left out.
-    """
+def check_finite(name, values):
+    """Returns values `(N, ...)`, and raises with how many of the `N` are not finite, and where."""
     flat = np.reshape(values, (len(values), -1))
-    refuse_examples(~np.isfinite(flat).all(axis=1), f"{name} must be finite", index, total)
+    refuse_examples(~np.isfinite(flat).all(axis=1), f"{name} must be finite")
     return values
 
 
 def refuse_examples(bad, expected, index=None, total=None):
-    """Raises with how many of `N` examples are bad, and where, if any are."""
+    """Raises with how many of `N` examples are bad, and where, if any are.
+
+    `index` are their places among `total`, where some have been left out.
+    """
     places = np.flatnonzero(bad)
     if places.size:
         number = len(bad) if total is None else total

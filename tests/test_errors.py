@@ -37,7 +37,7 @@ CALLS = {
     "BalancedAccuracy": (kb.BalancedAccuracy, {"num_classes": 3}, "ignore_class"),
     "ClassRecall": (kb.ClassRecall, {"num_classes": 3}, "class_id"),
     "ShotRecall": (kb.ShotRecall, {"counts": [200, 5], "group": "few"}, "thresholds"),
-    "BinaryBalancedAccuracy": (kb.BinaryBalancedAccuracy, {}, "threshold num_labels"),
+    "BinaryBalancedAccuracy": (kb.BinaryBalancedAccuracy, {}, "label_id num_labels"),
     "ClassCalibrationError": (kb.ClassCalibrationError, {"num_classes": 3}, "num_bins"),
     "shot_groups": (metrics.shot_groups, {"counts": [1, 2]}, ""),
     "PerClassReport": (
@@ -82,6 +82,7 @@ def test_no_argument_makes_a_long_error(name):
                 function(**{**given, argument: value})
             except (ValueError, TypeError) as error:
                 text = str(error)
+            assert "unexpected keyword" not in text
             pyplot.close("all")
             assert len(text) <= MOST, (argument, kind, text[:1000])
             refused += bool(text)

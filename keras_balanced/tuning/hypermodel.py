@@ -11,7 +11,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_balanced.backends import compile_arguments
+from keras_balanced.backends import compile_arguments, compiled_metrics
 from keras_balanced.decisions import Decision, decision_of
 from keras_balanced.layers import refuse_adjusted_twice
 from keras_balanced.losses import BalancedLoss
@@ -212,9 +212,7 @@ def check_objective(objective: Any) -> None:
 
 def check_measured(objective: Any, model: keras.Model, has_held_out: bool = True) -> None:
     """Raises unless a compiled model measures an objective, or all of several."""
-    compiled = compile_arguments(model)
-    metrics = [m for name in ("metrics", "weighted_metrics") for m in _as_list(compiled.get(name))]
-    measured = sorted(map(_name, metrics))
+    measured = sorted(map(_name, compiled_metrics(model)))
     for name in objective_names(objective):
         of_held_out = name.startswith("val_")
         if of_held_out and not has_held_out:
