@@ -381,14 +381,14 @@ def _mix_by_confusion(probabilities, held_out, labels, priors):
     return full
 
 
-def check_loss(model, loss, labels=False):
+def check_loss(model, loss, labels=False, expected="`loss` must be the loss"):
     """Returns the loss whose posterior the model predicts: with `labels` also one of several."""
     compiled = loss is None
     if compiled:
         loss = getattr(model, "loss", None)
     if not isinstance(loss, losses.BalancedLoss):
         raise ValueError(
-            "`loss` must be the loss of keras_balanced that the model was trained with, or "
+            f"{expected} of keras_balanced that the model was trained with, or "
             "None if the model is compiled with it (for plain cross-entropy "
             f"`GLALoss(priors, tau=0)`). Received: {'the compiled ' if compiled else ''}"
             f"loss={validation.show(loss)}"

@@ -209,7 +209,8 @@ def _check_inputs(model):
 def _check_decision(model, decision):
     """Returns the decision of an export: by default that of the compiled loss."""
     if decision is None:
-        decision = check_loss(model, None, labels=True)
+        expected = "`decision` must be a `Decision`, or the loss"
+        decision = check_loss(model, None, labels=True, expected=expected)
     return check_decision("decision", decision)
 
 

@@ -362,7 +362,10 @@ def soft_end(layer):
         ({"model": soft_end(keras.layers.Softmax())}, "`model` must give logits"),
         ({"model": soft_end(keras.layers.Activation("sigmoid"))}, "`model` must give logits"),
         ({"model": soft_end(keras.Sequential([keras.layers.Softmax()]))}, "must give logits"),
-        ({"decision": None}, "`loss` must be the loss of keras_balanced .* the compiled loss=None"),
+        (
+            {"decision": None},
+            "`decision` must be a `Decision`, or the loss of keras_balanced .* compiled loss=None",
+        ),
         ({"decision": "mse"}, "`decision` must be a `Decision`, or a loss of keras_balanced"),
         ({"decision": BinaryGLALoss([0.1, 0.2])}, "last axis of `y_pred` must have the 2 classes"),
         ({"class_names": ["a", "b"]}, "`class_names` must be 3 different strings.* Received: 2"),
