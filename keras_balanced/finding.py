@@ -23,6 +23,8 @@ __all__ = ["FoundDecision", "find_decision"]
 
 # How far the logarithms of a mix may lie apart: it stays above 1e-30, and a rate below 1.
 _REACH, _REACH_TO_1 = 60.0, 20.0
+# How much of the way from the best start to the mix found: cross-fitting chooses.
+_STEPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
 class FoundDecision(NamedTuple):
@@ -158,18 +160,21 @@ def find_decision(
         return Search(scores[part], ids[part], weights, function, floors, reach, gap)
 
     with np.errstate(divide="ignore", invalid="ignore"):  # In the user's score.
-        log_mix = search_in(slice(None), weights).best_of(starts, seed)
-        found = _decision_of(log_mix, base)
-        decided = found(y_pred).reshape(-1)[kept]
-        confusion = confusion_matrix(ids, decided, weights, len(floors))
-        value, recalls = float(function(confusion)), _recalls_of(confusion)
-        _check_kept(recalls, floors)
-        expected, expected_recalls = None, None
+        search = search_in(slice(None), weights)
+        log_mix, confusion = search.best_of(starts, seed), None
         if (
             folds is not None
             and np.bincount(ids, minlength=len(floors)).min(where=surrogate.occurs, initial=2) > 1
         ):
-            confusion = _cross_fitted(search_in, starts, ids, weights, scores, folds, seed)
+            matrices = _cross_fitted(search_in, starts, ids, weights, scores, folds, seed)
+            log_mix, confusion = _stepped(search, starts, log_mix, matrices)
+        found = _decision_of(log_mix, base)
+        decided = found(y_pred).reshape(-1)[kept]
+        here = confusion_matrix(ids, decided, weights, len(floors))
+        value, recalls = float(function(here)), _recalls_of(here)
+        _check_kept(recalls, floors)
+        expected, expected_recalls = None, None
+        if confusion is not None:
             expected, expected_recalls = float(function(confusion)), _recalls_of(confusion)
     return FoundDecision(found, value, recalls, expected, expected_recalls)
 
@@ -312,17 +317,59 @@ def _check_kept(recalls, floors):
         )
 
 
+def _way(search, starts, log_mix):
+    """Returns the mixes `(steps, K)` from the best of the starts to the mix found.
+
+    It is that mix alone where there are floors, which hold there and not before.
+    """
+    start = max(starts, key=search.rank_of)
+    steps = _STEPS[-1:] if search.floors.any() else _STEPS
+    return start + np.outer(steps, log_mix - start)
+
+
+def _stepped(search, starts, log_mix, matrices):
+    """Returns the mix of the step that is the best on data left out, and what to expect of it.
+
+    On the data themselves it is no worse than the starts.
+
+    Args:
+        search: The `Search` on all data.
+        starts: The mixes that it starts from.
+        log_mix: The mix that it found.
+        matrices: What `_cross_fitted` returns.
+
+    Returns:
+        The mix `(K,)`; and the confusion matrix `(K, K)` of each part decided by the mix and the
+        step that are the best on the others.
+    """
+    way = _way(search, starts, log_mix)
+    ranks = [search.rank_of(log_mix) for log_mix in way]
+    no_worse = np.array([rank >= ranks[0] for rank in ranks])
+
+    def best(matrices, among=True):
+        scores = np.array([search.score(matrix / matrix.sum()) for matrix in matrices])
+        # Of equals that nearest to the start.
+        return np.where(among & ~np.isnan(scores), scores, -np.inf).argmax()
+
+    whole = matrices.sum(axis=0)
+    expected = sum(part[best(whole - part)] for part in matrices)
+    return search.centred(way[best(whole, no_worse)]), expected
+
+
 def _cross_fitted(search_in, starts, ids, weights, scores, folds, seed):
-    """Returns the confusion matrix of decisions, each found on the other parts of the data."""
+    """Returns confusion matrices `(parts, steps, K, K)` of what is found on the other parts."""
     mix = np.bincount(ids, weights, minlength=scores.shape[1])
-    confusion = np.zeros((len(mix), len(mix)))
     # Class by class in a random order: each part gets its share of every class.
     order = np.lexsort([np.random.default_rng(seed).random(len(ids)), ids])
     part = np.empty(len(ids), "int64")
     part[order] = np.arange(len(ids)) % folds
+    matrices = []
     for fold in range(min(folds, len(ids))):
         rest = part != fold
         search = search_in(rest, _weighted_to(mix / mix.sum(), ids[rest], weights[rest]))
-        decided = (scores[~rest] + search.best_of(starts, restarts=0)).argmax(axis=1)
-        confusion += confusion_matrix(ids[~rest], decided, weights[~rest], len(mix))
-    return confusion
+        way = _way(search, starts, search.best_of(starts, restarts=0))
+        decided = (scores[~rest] + way[:, None]).argmax(axis=-1)
+        matrices.append(
+            [confusion_matrix(ids[~rest], row, weights[~rest], len(mix)) for row in decided]
+        )
+    return np.array(matrices)

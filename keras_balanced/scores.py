@@ -151,7 +151,7 @@ class Search:
             # Floors that seem out of reach: from somewhere else they may not be.
             again = self.ascend(best + rng.normal(size=len(best)))
             best = max(best, again, key=self.rank_of)
-        return max(self.centred(best), best, key=self.rank_of)
+        return self.centred(best)
 
     def confusion(self, log_mix):
         """Returns the fractions `(K, K)` of the examples by label and decision."""
@@ -179,12 +179,12 @@ class Search:
 
     def centred(self, log_mix):
         """Returns a `log_mix` of the same rank, each class in the middle of its interval."""
-        log_mix, sums = log_mix.copy(), self.scores + log_mix
+        moved, sums = log_mix.copy(), self.scores + log_mix
         for k in self.moved:
-            line = self._along(log_mix, k, sums)
-            log_mix[k] = line.middle(line.here, log_mix[k])
-            sums[:, k] = self.scores[:, k] + log_mix[k]
-        return log_mix
+            line = self._along(moved, k, sums)
+            moved[k] = line.middle(line.here, moved[k])
+            sums[:, k] = self.scores[:, k] + moved[k]
+        return max(moved, log_mix, key=self.rank_of)
 
     def _along(self, log_mix, k, sums):
         """Returns the ranks of all decisions that `log_mix` of class `k` alone can make.
