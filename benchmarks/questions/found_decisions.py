@@ -72,7 +72,7 @@ class Case(NamedTuple):
 def cases():
     for kind, names in (("two", TWO_CLASSES), ("many", MANY_CLASSES)):
         for name in names:
-            yield {"problem": name, "kind": kind, "repetitions": 4, "seed": 100}
+            yield {"problem": name, "kind": kind, "repetitions": 3, "seed": 100}
 
 
 def measure(problem, kind, repetitions, seed):
