@@ -32,7 +32,7 @@ class FoundDecision(NamedTuple):
 
     Attributes:
         decision: The `Decision` by the class mix found.
-        score: Its score on the data that it was found on, and is the best for: too good.
+        score: Its score on the data that it was found on, which is too good.
         recalls: Its recalls on these data, `(K,)`: NaN for a class that never occurs.
         expected_score: The score to expect on new data, by cross-fitting, or `None`.
         expected_recalls: The recalls to expect on new data, `(K,)`, or `None`.
@@ -75,14 +75,18 @@ def find_decision(
 
     ```
     decision = argmax(log_posterior / temperature + log(target_priors) - log(loss_target_priors))
-    found    = argmax over target_priors of score(confusion matrix of decision)
+    best     = argmax over target_priors of score(confusion matrix of decision)
                where recall[k] >= min_recall[k]
+    found    = start^(1 - step) * best^step, up to a constant
     ```
 
     The search moves one class at a time to the middle of its best interval, until that improves
     nothing, from four mixes: the loss's own, the training mix, the uniform one and one between.
     It never ends below any of these that keeps `min_recall`. Of two classes it finds the best
     there is; of more there may be a better one, which is rare.
+
+    What is best on few examples fits their noise. So cross-fitting chooses the `step` from the best
+    of the four mixes: 0, 1/4, 1/2, 3/4 or 1. With `min_recall` it is 1.
 
     Args:
         y_pred: Predictions of `N` held-out examples, as the loss takes them: `(..., K)`, of one
@@ -103,15 +107,16 @@ def find_decision(
         sample_weight: Weights `(...)`, not negative.
         temperature: Number that `serving.calibrate` finds. The decision keeps it, for an export,
             and the class mix is found at it: calibrate first.
-        folds: Number of parts for `expected_score`, at least 2. `None` leaves it out, which is as
-            many times faster.
+        folds: Number of parts for cross-fitting, at least 2. `None` leaves it out: the step is 1,
+            nothing is expected, and it is as many times faster.
         seed: Seed of the random parts.
 
     Returns:
         A `FoundDecision`, a named tuple of the `decision`; its `score` and `recalls` `(K,)` on
         these data, which it was chosen by, so that they are too good; and `expected_score` and
         `expected_recalls` on new data, where each part is decided by what is found on the others.
-        These are `None` with `folds=None`, and where a class has fewer than 2 examples.
+        These are `None` with `folds=None`; where a class has fewer than 2 examples, it is as with
+        that.
 
     Raises:
         ValueError: for predictions, labels and arguments that do not fit, NaN, a class without an

@@ -268,6 +268,46 @@ def test_each_part_is_decided_by_the_others():
     assert many.expected_score is not None
 
 
+def test_goes_a_part_of_the_way_that_cross_fitting_chooses():
+    new, new_labels, _ = problem(100, 20_000, 4, ratio=10, noise=1.5)
+    steps, gains = [], []
+    for seed in range(12):
+        z, y, priors = problem(seed, 80, 4, ratio=10, noise=1.5)
+        loss = GLALoss(priors, tau=0)
+        best, found = (find_decision(z, y, loss, folds=folds) for folds in (None, 5))
+        in_sample = [
+            sk.f1_score(y, by_mix(z, s - np.log(priors)), average="macro") for s in starts(priors)
+        ]
+        start = starts(priors)[int(np.argmax(in_sample))]
+        assert max(in_sample) - 1e-9 <= found.score <= best.score
+        way = np.log(best.decision.target_priors) - start
+        alike = [
+            (by_mix(z, start + step * way - np.log(priors)) == found.decision(z)).all()
+            for step in (0, 0.25, 0.5, 0.75, 1)
+        ]
+        assert any(alike)
+        steps.append(int(np.argmax(alike)))
+        reached = [
+            sk.f1_score(new_labels, of.decision(new), average="macro") for of in (found, best)
+        ]
+        gains.append(reached[0] - reached[1])
+    assert len(set(steps)) > 2
+    assert np.mean(gains) > 0.01
+
+
+def test_of_a_single_example_or_with_floors_all_of_the_way(rng):
+    z, y, priors = problem(3, 80, 4, ratio=10, noise=1.5)
+    loss = GLALoss(priors, tau=0)
+    floors = {3: find_decision(z, y, loss, folds=None).recalls[3]}
+    best, found = (find_decision(z, y, loss, min_recall=floors, folds=n) for n in (None, 5))
+    assert found.decision == best.decision
+    assert found.expected_score is not None
+    single = np.flatnonzero((y != 3) | (np.cumsum(y == 3) == 1))
+    best, found = (find_decision(z[single], y[single], loss, folds=n) for n in (None, 5))
+    assert found.decision == best.decision
+    assert found.expected_score is None
+
+
 def test_stands_in_the_middle_of_its_interval():
     loss = BinaryGLALoss(0.5)
     found = find_decision(np.array([-3.0, -1.0, 2.0, 5.0]), [0, 0, 1, 1], loss, folds=None)

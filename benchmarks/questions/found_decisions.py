@@ -306,3 +306,189 @@ def fewer(labels, rarest, seed):
     return np.concatenate(
         [rng.permutation(np.flatnonzero(labels == k))[:n] for k, n in enumerate(kept)]
     )
+
+
+KINDS = {"two": "two classes", "many": "many classes"}
+WAYS = (*FIXED, "found")
+
+
+def mean_of(run, score, way, loss="cross-entropy"):
+    return statistics.mean(run["result"]["losses"][loss][score][way])
+
+
+def by_kind(runs):
+    """Yields the name and the runs of each kind of problems."""
+    for kind, name in KINDS.items():
+        if of_kind := [run for run in runs if run["settings"]["kind"] == kind]:
+            yield name, of_kind
+
+
+def overall(runs, score, way, loss):
+    return statistics.mean(mean_of(run, score, way, loss) for run in runs)
+
+
+def report(runs):
+    return f"""![Scores by decision, a line per loss](found_decisions.png)
+
+## The loss, or the decision?
+
+{losses_and_decisions(runs)}
+
+How far the means lie apart: between the losses, by the decision that is found; and between the
+decisions, for the loss of which they lie farthest apart and nearest together.
+
+{spreads(runs)}
+
+## From how many held-out examples?
+
+Macro-F1 of cross-entropy, found on part of the held-out data: differences of the test score to
+those of the fixed decisions.
+
+{by_examples(runs)}
+
+## Is the expected score right?
+
+What is said on the held-out data, less the score on the test data: of the found decision
+`expected_score` and `score`, and for comparison the score of the fixed decision for the training
+mix, which was not chosen by anything. Means over the losses, then over the problems.
+
+{honesty(runs)}
+
+## Each problem
+
+Macro-F1 of cross-entropy. `rarest` is the number of held-out examples of the rarest class.
+
+{of_problems(runs)}
+
+{behind(runs)}"""
+
+
+def losses_and_decisions(runs):
+    rows = [
+        [kind, loss, way] + [f"{overall(of_kind, score, way, loss):.1f}" for score in SCORES]
+        for kind, of_kind in by_kind(runs)
+        for loss in LOSSES
+        for way in WAYS
+    ]
+    return stats.table(["problems", "loss", "decision", *SCORES.values()], rows)
+
+
+def spreads(runs):
+    rows = []
+    for kind, of_kind in by_kind(runs):
+        means = {
+            score: {
+                loss: {way: overall(of_kind, score, way, loss) for way in WAYS} for loss in LOSSES
+            }
+            for score in SCORES
+        }
+        losses = [spread(of[loss]["found"] for loss in LOSSES) for of in means.values()]
+        ways = [[spread(of[loss].values()) for loss in LOSSES] for of in means.values()]
+        rows.append([kind, "losses", *(f"{width:.1f}" for width in losses)])
+        rows.append([kind, "decisions", *(f"{min(w):.1f} to {max(w):.1f}" for w in ways)])
+    return stats.table(["problems", "between", *SCORES.values()], rows)
+
+
+def spread(values):
+    values = list(values)
+    return max(values) - min(values)
+
+
+def by_examples(runs):
+    """Returns what a found decision is worth by the held-out examples of the rarest class."""
+    rows = []
+    for kind, of_kind in by_kind(runs):
+        for size in (*SIZES, None):
+            gains = [gains_on(run, size) for run in of_kind]
+            gains = [of_run for of_run in gains if of_run]
+            if gains:
+                cells = [stats.mean_and_error(part, sign="+") for part in zip(*gains, strict=True)]
+                worst = min(of_run[0] for of_run in gains)
+                rows.append([kind, size or "all", len(gains), *cells[:2], f"{worst:+.1f}"])
+                rows[-1] += cells[2:]
+    columns = ["problems", "examples of the rarest", "number", "found - training"]
+    columns += ["found - balanced", "least found - training", "expected - test"]
+    return stats.table([*columns, "in sample - test"], rows)
+
+
+def gains_on(run, size):
+    """Returns the differences of a run on so many examples; nothing if it has no more than that."""
+    of_run = run["result"]["losses"]["cross-entropy"]["macro_f1"]
+    found = run["result"]["by size"].get(str(size)) if size else of_run
+    if not found:
+        return None
+    test = statistics.mean(found["found"])
+    fixed = [test - statistics.mean(of_run[way]) for way in FIXED]
+    return fixed + [statistics.mean(found[way]) - test for way in ("expected", "in sample")]
+
+
+def honesty(runs):
+    rows = []
+    for kind, of_kind in by_kind(runs):
+        for score, name in SCORES.items():
+            pairs = (("expected", "found"), ("in sample", "found"))
+            pairs += (("training, held out", "training"),)
+            cells = [
+                stats.mean_and_error([said_less_test(run, score, *pair) for run in of_kind], 2, "+")
+                for pair in pairs
+            ]
+            rows.append([kind, name, *cells])
+    columns = ["problems", "score", "`expected_score`", "`score`", "fixed decision"]
+    return stats.table(columns, rows)
+
+
+def said_less_test(run, score, said, tested):
+    return statistics.mean(
+        mean_of(run, score, said, loss) - mean_of(run, score, tested, loss) for loss in LOSSES
+    )
+
+
+def of_problems(runs):
+    rows = []
+    for run in runs:
+        of_run = run["result"]["losses"]["cross-entropy"]["macro_f1"]
+        row = [run["settings"]["problem"], run["result"]["classes"], run["result"]["rarest"]]
+        row += [f"{mean_of(run, 'macro_f1', way):.1f}" for way in WAYS]
+        for way in FIXED:
+            pairs = zip(of_run["found"], of_run[way], strict=True)
+            row.append(stats.mean_and_error([a - b for a, b in pairs], sign="+"))
+        rows.append(row)
+    columns = ["problem", "classes", "rarest", *WAYS, "found - training", "found - balanced"]
+    return stats.table(columns, rows)
+
+
+def behind(runs):
+    """Returns on which problems the found decision is behind the one for the training mix."""
+    enough = [run for run in runs if run["result"]["rarest"] >= 20]
+    lost = {
+        run["settings"]["problem"]: mean_of(run, "macro_f1", "found")
+        - mean_of(run, "macro_f1", "training")
+        for run in enough
+    }
+    names = [f"{name} ({value:+.1f})" for name, value in lost.items() if value < -0.5]
+    return (
+        f"Of {len(enough)} problems with at least 20 held-out examples of each class it is behind "
+        f"the argmax by more than 0.5 on {len(names)}{': ' * bool(names)}{', '.join(names)}."
+    )
+
+
+def pictures(runs):
+    from matplotlib import figure
+
+    kinds = list(by_kind(runs))
+    whole = figure.Figure(figsize=(8, 1.9 * len(kinds) + 0.3), layout="constrained")
+    for i, (kind, of_kind) in enumerate(kinds):
+        for j, (score, name) in enumerate(SCORES.items()):
+            axes = whole.add_subplot(len(kinds), len(SCORES), len(SCORES) * i + j + 1)
+            for loss in LOSSES:
+                values = [overall(of_kind, score, way, loss) for way in WAYS]
+                axes.plot(range(len(WAYS)), values, "o-", markersize=3, linewidth=1, label=loss)
+            axes.set_xticks(range(len(WAYS)), WAYS if i == len(kinds) - 1 else [""] * len(WAYS))
+            axes.tick_params(labelsize=6, axis="both")
+            axes.margins(x=0.2)
+            axes.set_title(name if i == 0 else "", fontsize=8)
+            if j == 0:
+                axes.set_ylabel(f"{kind}, %", fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    whole.legend(handles, labels, loc="outside lower center", ncols=len(LOSSES), fontsize=7)
+    return {"found_decisions.png": whole}
