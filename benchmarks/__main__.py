@@ -29,8 +29,12 @@ def parse_arguments(argv):
     commands.add_parser("list", help="name every question")
     run = commands.add_parser("run", help="measure what has no result yet")
     run.add_argument("name", choices=questions.names(), metavar="NAME")
-    run.add_argument("--only", nargs="+", type=setting, default=[], metavar="KEY=VALUE")
-    run.add_argument("--set", nargs="+", type=setting, default=[], metavar="KEY=VALUE")
+    run.add_argument(
+        "--only", nargs="+", action="extend", type=setting, default=[], metavar="KEY=VALUE"
+    )
+    run.add_argument(
+        "--set", nargs="+", action="extend", type=setting, default=[], metavar="KEY=VALUE"
+    )
     run.add_argument("--output", type=pathlib.Path, help="default: that of the committed results")
     report = commands.add_parser("report", help="write the reports; with --results, print one")
     report.add_argument("name", nargs="?", choices=questions.names(), metavar="NAME")

@@ -6,7 +6,6 @@ import pathlib
 import accuracy
 import accuracy_report
 import baselines
-import fit_speed
 import keras
 import numpy as np
 import oracle
@@ -679,16 +678,6 @@ def test_images_of_a_file(tmp_path, rng):
     np.savez(path, x_train=x, y_train=y)
     with pytest.raises(ValueError, match="Received: no x_test"):
         accuracy.read_npz(path)
-
-
-def test_speed_of_the_fit(tmp_path, capsys):
-    output = tmp_path / "speed.json"
-    arguments = ["--protocols", "quick", "--rounds", "2", "--images", "1"]
-    fit_speed.main([*arguments, "--output", str(output)])
-    (case,) = json.loads(output.read_text())["cases"]
-    assert len(case["ratio"]) == 2
-    assert min(case["images_per_second"]["fit"]) > 0
-    assert "| quick |" in capsys.readouterr().out
 
 
 def test_the_report_takes_the_offset_of_the_hold_out(tmp_path, capsys):

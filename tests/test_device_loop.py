@@ -1,9 +1,7 @@
 """The loop on JAX of the accuracy benchmark, where JAX, Keras and NumPy are all that is needed."""
 
-import itertools
 import json
 import time
-import types
 
 import keras
 import numpy as np
@@ -16,10 +14,9 @@ if keras.backend.backend() != "jax":
 import accuracy
 import backups
 import device_loop
-import fit_speed
 import jax
 
-from keras_balanced import GLALoss, datasets
+from keras_balanced import GLALoss
 
 COUNTS = [8, 4]
 
@@ -238,41 +235,3 @@ def test_trains_and_resumes_without_tensorflow(tmp_path, images):
     assert {run["settings"]["dataset"] for run in runs} == {"digits"}
     assert runs[0]["result"]["class_counts"] == [20, 14, 10]
     assert np.mean(runs[0]["result"]["recalls"]) > 0.6
-
-
-def test_speed_of_several_networks_in_one_program(tmp_path, capsys, monkeypatch):
-    output = tmp_path / "speed.json"
-    arguments = ["--protocols", "quick", "--rounds", "1", "--images", "1", "--networks", "2"]
-    seconds = itertools.count()
-    clock = types.SimpleNamespace(perf_counter=lambda: next(seconds))
-    monkeypatch.setattr(fit_speed, "time", clock)
-    fit_speed.main([*arguments, "--output", str(output)])
-    (case,) = json.loads(output.read_text())["cases"]
-    images = sum(datasets.long_tail_counts(10, 124, 50))
-    in_batches = -(-images // 32) * 32
-    speeds = {"step": [in_batches], "fit": [images], "networks": [2 * in_batches]}
-    assert case["images_per_second"] == speeds
-    assert case["networks"] == 2
-    title, _, row = capsys.readouterr().out.splitlines()
-    assert title.endswith(" step of 2 networks, images/s |")
-    assert row == f"| quick | {in_batches} | {images} | 0.97 | 0.97 to 0.97 | {2 * in_batches} |"
-
-
-def test_several_networks_train_as_one_does(rng):
-    model, optimizer = build()
-    x, y = rng.integers(0, 256, (12, 8, 8, 1), "uint8"), np.repeat([0, 1], COUNTS)
-    recipe = accuracy.PROTOCOLS["quick"]._replace(batch_size=12)
-    training = (model, optimizer, GLALoss(COUNTS), x, y, recipe, 3, 2)
-    turns = fit_speed.on_jax(*training, networks=2)
-    one, several = (turns[name][1]() for name in ("step", "networks"))
-    before = [variable.value for variable in model.trainable_variables]
-    for a, both, start in zip(one[0], several[0], before, strict=True):
-        assert np.abs(a - start).max() > 0
-        for b in both:
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_several_networks_are_one_or_more(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        fit_speed.main(["--networks", "0", "--output", str(tmp_path / "speed.json")])
-    assert "at least 1, on JAX. Received: networks=0 on jax" in capsys.readouterr().err

@@ -1,23 +1,34 @@
-"""What an unused class and smoothed targets do to the decision, on simulated data.
+"""What do an unused class and smoothed targets do to the decision?
 
-    python benchmarks/labels.py
-
-Part 1: five Gaussian classes of ratio 100 and a head of six, as where ids start at 1. Part 2: two
-and ten classes of ratio 99 with 10% label smoothing. Linear models; minutes on a CPU. Prints the
-tables of docs/labels.md and writes `results/labels.json`.
+Simulated data, linear models, percent, means over the seeds. First: five Gaussian classes of ratio
+100 and a head of six, as where ids start at 1; `n` is the number of training examples. Second: two
+and ten classes of ratio 99 with 10% label smoothing.
 """
 
-import argparse
-import json
-import pathlib
-
-import keras
 import numpy as np
 
-from keras_balanced import ClassPrior, GCALoss, GLALoss, LogitAdjustment
+from benchmarks import stats
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "labels.json"
 SMOOTHING = 0.1
+PROBLEMS = {"2 classes apart": (2, 3.0), "2 that overlap": (2, 0.5), "10 that overlap": (10, 0.7)}
+
+
+def cases():
+    same = {"seeds": 3, "steps": 1500}
+    for count in (2_000, 100_000):
+        yield {"task": "unused class", "count": count, **same}
+    for num_classes, distance in PROBLEMS.values():
+        yield {"task": "smoothing", "num_classes": num_classes, "distance": distance, **same}
+
+
+def measure(task, seeds, steps, **data):
+    """Returns the means over the seeds for each way."""
+    of_seed = {"unused class": unused_class, "smoothing": smoothing}[task]
+    runs = [of_seed(seed=seed, steps=steps, **data) for seed in range(seeds)]
+    return {
+        way: {name: round(np.mean([run[way][name] for run in runs]), 6) for name in found}
+        for way, found in runs[0].items()
+    }
 
 
 def gaussians(num_classes, ratio, count, distance, seed):
@@ -34,6 +45,8 @@ def gaussians(num_classes, ratio, count, distance, seed):
 
 
 def trained(x, y, num_outputs, loss, steps):
+    import keras
+
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((x.shape[1],)), keras.layers.Dense(num_outputs)])
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.05, steps)), loss)
@@ -44,6 +57,10 @@ def trained(x, y, num_outputs, loss, steps):
 
 def unused_class(count, seed, steps):
     """Returns for each way the balanced accuracy, and how often the unused class 0 is predicted."""
+    import keras
+
+    from keras_balanced import ClassPrior, GCALoss, GLALoss, LogitAdjustment
+
     (x, y), (x_test, y_test) = gaussians(5, 100.0, count, 0.7, seed)
     smoothed, exact = ClassPrior(6, smoothing=1.0), ClassPrior(6)
     smoothed.adapt(y + 1)
@@ -83,6 +100,8 @@ def unused_class(count, seed, steps):
 
 def smoothing(num_classes, distance, seed, steps):
     """Returns the accuracy on the majority class and the balanced accuracy of each way."""
+    from keras_balanced import GLALoss
+
     (x, y), (x_test, y_test) = gaussians(num_classes, 99.0, 50_000, distance, seed)
     one_hot = np.eye(num_classes, dtype="float32")[y]
     uniform = (1 - SMOOTHING) * one_hot + SMOOTHING / num_classes
@@ -105,55 +124,25 @@ def smoothing(num_classes, distance, seed, steps):
     return found
 
 
-def mean_over_seeds(of_seed, seeds):
-    runs = [of_seed(seed) for seed in range(seeds)]
-    return {
-        way: {name: float(np.mean([run[way][name] for run in runs])) for name in runs[0][way]}
-        for way in runs[0]
-    }
+def report(runs):
+    columns = {"unused class": {}, "smoothing": {}}
+    names = {problem: name for name, problem in PROBLEMS.items()}
+    for run in runs:
+        settings = run["settings"]
+        if settings["task"] == "unused class":
+            name = f"n = {settings['count']:,}"
+        else:
+            name = names[settings["num_classes"], settings["distance"]]
+        columns[settings["task"]][name] = run["result"]
+    return "\n\n".join(table(of_task) for of_task in columns.values() if of_task)
 
 
 def table(columns):
-    """Returns Markdown: a row per way, two cells per column."""
-    names = list(next(iter(next(iter(columns.values())).values())))
-    lines = [
-        "| | " + " | ".join(f"{name}, {column}" for column in columns for name in names) + " |"
+    """Returns a row per way, two cells per column."""
+    ways = next(iter(columns.values()))
+    names = list(next(iter(ways.values())))
+    rows = [
+        [way, *(f"{100 * found[way][name]:.1f}" for found in columns.values() for name in names)]
+        for way in ways
     ]
-    lines.append("|---" * (1 + len(columns) * len(names)) + "|")
-    for way in next(iter(columns.values())):
-        cells = [f"{100 * found[way][name]:.1f}" for found in columns.values() for name in names]
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
-    args = parser.parse_args(argv)
-    results = {
-        "unused class": {
-            f"n = {count:,}": mean_over_seeds(
-                lambda seed, count=count: unused_class(count, seed, args.steps), args.seeds
-            )
-            for count in (2_000, 100_000)
-        },
-        "smoothing": {
-            name: mean_over_seeds(
-                lambda seed, k=k, d=d: smoothing(k, d, seed, args.steps), args.seeds
-            )
-            for name, k, d in (
-                ("2 classes apart", 2, 3.0),
-                ("2 that overlap", 2, 0.5),
-                ("10 that overlap", 10, 0.7),
-            )
-        },
-    }
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
-    for columns in results.values():
-        print(table(columns), end="\n\n")
-
-
-if __name__ == "__main__":
-    main()
+    return stats.table(["", *(f"{name}, {column}" for column in columns for name in names)], rows)

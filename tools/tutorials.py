@@ -1,6 +1,6 @@
 """Runs the tutorials and draws the pictures that their pages show.
 
-python benchmarks/tutorials.py --output docs/tutorials/img
+python tools/tutorials.py --output docs/tutorials/img
 """
 
 import argparse

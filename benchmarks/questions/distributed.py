@@ -1,32 +1,18 @@
-"""What the losses cost under distribution, against Keras's cross-entropy on the same devices.
+"""What do the losses cost on several devices?
 
-    python benchmarks/distributed.py --output benchmarks/results/distributed.json
-
-For one, two and four replicas, on TensorFlow and on JAX where it is installed, it counts the
-collective operations in the compiled training step and times the losses in turn. "JAX, head" has
-the classes split over two devices, and "JAX, TPU" is compiled for four chips of a TPU v5e, which
-takes `libtpu` but no TPU. Each runs in a process of its own. Prints a Markdown table, with the
-median of the ratio to cross-entropy over the rounds and its 95% interval.
+Two Dense layers of 512 units and 100 classes, a global batch of 256, on logical CPU devices,
+against Keras's cross-entropy on the same devices; the losses in turns, medians of the rounds with
+their 95% interval. The last column counts the collective operations of the compiled train step.
+"JAX, head" has the classes split over two devices. Each setting runs in a process of its own.
 """
 
-import argparse
 import collections
-import importlib.util
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
-import time
 
-SETTINGS = {
-    "TensorFlow": ("tensorflow", (1, 2, 4)),
-    "JAX": ("jax", (1, 2, 4)),
-    "JAX, head": ("jax", (4,)),
-    "JAX, TPU": ("jax", (4,)),
-}
-NEEDS = {"TensorFlow": "tensorflow", "JAX": "jax", "JAX, head": "jax", "JAX, TPU": "libtpu"}
+from benchmarks import stats, timing
+
+# "JAX, TPU" is only compiled, for a test: four chips of a TPU v5e, which takes `libtpu` but no TPU.
+BACKENDS = {"TensorFlow": "tensorflow", "JAX": "jax", "JAX, head": "jax", "JAX, TPU": "jax"}
 NUM_CLASSES, FEATURES, UNITS = 100, 256, 512
 # In a compiled step: what goes between devices, what calls back to the host.
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -170,55 +156,16 @@ def jax_steps(replicas, batch_size, setting):
     return {name: make(loss) for name, loss in losses().items()}
 
 
-def measure(steps, rounds, steps_a_round):
-    """Seconds a step of each loss, `(rounds,)`, with the losses in turn in every round."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    seconds = {name: [] for name in steps}
-    for _ in range(rounds + 1):
-        for name in rng.permutation(list(steps)):
-            run, wait, _ = steps[name]
-            start = time.perf_counter()
-            for _ in range(steps_a_round):
-                run()
-            wait()
-            seconds[str(name)].append((time.perf_counter() - start) / steps_a_round)
-    return {name: np.array(values[1:]) for name, values in seconds.items()}  # The first warms up.
+def cases():
+    for setting, numbers in (("TensorFlow", (1, 2, 4)), ("JAX", (1, 2, 4)), ("JAX, head", (4,))):
+        for replicas in numbers:
+            case = {"setting": setting, "replicas": replicas, "batch_size": 256}
+            yield case | {"rounds": 30, "steps": 20}
 
 
-def interval(ratios):
-    """The median and its 95% interval, by resampling the rounds."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=-1)
-    return [float(v) for v in (np.median(ratios), *np.percentile(medians, [2.5, 97.5]))]
-
-
-def child(args):
-    setting, replicas = args.child, args.replicas
-    if setting == "TensorFlow":
-        steps = tensorflow_steps(replicas, args.batch_size)
-    else:
-        steps = jax_steps(replicas, args.batch_size, setting)
-    rounds = 0 if setting == "JAX, TPU" else args.rounds
-    seconds = measure(steps, rounds, args.steps) if rounds else {}
-    rows = []
-    for name, (_, _, counts) in steps.items():
-        row = {"setting": setting, "replicas": replicas, "loss": name, "operations": counts}
-        if rounds:
-            row["steps_per_second"] = float(1 / sorted(seconds[name])[rounds // 2])
-            row["ratio"] = interval(seconds[name] / seconds["cross-entropy"])
-        rows.append(row)
-    print("\n" + json.dumps(rows))
-
-
-def run_child(setting, replicas, args):
-    """Runs one setting in a process of its own; returns its rows."""
+def measure(setting, replicas, batch_size, rounds, steps):
     environment = {
-        **os.environ,
-        "KERAS_BACKEND": SETTINGS[setting][0],
+        "KERAS_BACKEND": BACKENDS[setting],
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(replicas),
         "CUDA_VISIBLE_DEVICES": "-1",
@@ -228,54 +175,44 @@ def run_child(setting, replicas, args):
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
     }
-    command = [sys.executable, __file__, "--child", setting, "--replicas", str(replicas)]
-    for name in ("batch_size", "rounds", "steps"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    done = subprocess.run(
-        command, env=environment, timeout=1800, check=True, text=True, stdout=subprocess.PIPE
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return timing.apart(measure_here, setting, replicas, batch_size, rounds, steps, **environment)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--batch-size", type=int, default=256, help="of all replicas together")
-    parser.add_argument("--rounds", type=int, default=30, help="0 counts operations only")
-    parser.add_argument("--steps", type=int, default=20, help="in a round, of each loss")
-    parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--child", choices=SETTINGS, help=argparse.SUPPRESS)
-    parser.add_argument("--replicas", type=int, default=1, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.batch_size < 4 or args.batch_size % 4 or args.rounds < 0 or args.steps < 1:
-        parser.error(
-            "`batch_size` must be a multiple of 4, `rounds` at least 0, `steps` at least 1"
-        )
-    if args.child:
-        child(args)
-        return
+def measure_here(setting, replicas, batch_size, rounds, steps):
+    """Returns the operations of each loss, and its speed if there are rounds."""
+    if setting == "TensorFlow":
+        made = tensorflow_steps(replicas, batch_size)
+    else:
+        made = jax_steps(replicas, batch_size, setting)
+    found = {name: {"operations": counts} for name, (_, _, counts) in made.items()}
+    if not rounds:
+        return found
+
+    def turn(run, wait):
+        for _ in range(steps):
+            run()
+        wait()
+
+    turns = {
+        name: lambda run=run, wait=wait: turn(run, wait) for name, (run, wait, _) in made.items()
+    }
+    times = timing.in_turns(turns, rounds)
+    for name, of in times.items():
+        speed = round(float(steps / sorted(of)[rounds // 2]), 3)
+        ratio = timing.ratio_and_interval(of, times["cross-entropy"])
+        found[name] |= {"steps_per_second": speed, "ratio": ratio}
+    return found
+
+
+def report(runs):
     rows = []
-    print("| devices | replicas | loss | steps/s | time to cross-entropy (95%) | operations |")
-    print("|---|---|---|---|---|---|")
-    for setting, (_, replica_counts) in SETTINGS.items():
-        if importlib.util.find_spec(NEEDS[setting]) is None:
-            print(f"| {setting} | - | skipped: {NEEDS[setting]} is not installed | | | |")
-            continue
-        for replicas in replica_counts:
-            for row in run_child(setting, replicas, args):
-                rows.append(row)
-                speed = f"{row['steps_per_second']:.0f}" if "ratio" in row else "-"
-                ratio = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) if "ratio" in row else "-"
-                counts = ", ".join(f"{n} {op}" for op, n in row["operations"].items()) or "none"
-                print(
-                    f"| {setting} | {replicas} | {row['loss']} | {speed} | {ratio} | {counts} |",
-                    flush=True,
-                )
-            if args.output:
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                args.output.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    for run in runs:
+        for name, of in run["result"].items():
+            operations = ", ".join(f"{n} {op}" for op, n in of["operations"].items()) or "none"
+            timed = "ratio" in of
+            row = [run["settings"]["setting"], run["settings"]["replicas"], name]
+            row.append(f"{of['steps_per_second']:.0f}" if timed else "-")
+            row.append("{:.2f} ({:.2f} to {:.2f})".format(*of["ratio"]) if timed else "-")
+            rows.append([*row, operations])
+    columns = ["devices", "replicas", "loss", "steps/s", "time to cross-entropy (95%)"]
+    return stats.table([*columns, "operations"], rows)
