@@ -14,7 +14,7 @@ _NATIVE_CLASSES = 128
 _NATIVE_NUMBERS = 2**21
 
 
-def name():
+def backend_name():
     """Returns the backend in use: `"tensorflow"`, `"jax"` or `"torch"`."""
     return keras.backend.backend()
 
@@ -30,7 +30,7 @@ def full_precision():
 
 def long_integer():
     """Returns the widest dtype of signed integers: JAX has 32 bits unless told otherwise."""
-    if name() == "jax":
+    if backend_name() == "jax":
         import jax
 
         return "int64" if jax.config.jax_enable_x64 else "int32"
@@ -44,7 +44,7 @@ def sparse_cross_entropy(labels, logits, num_classes, scale=None, shift=None):
     """
     adjusted = logits if scale is None else logits * scale[..., None]
     adjusted = adjusted if shift is None else adjusted + shift
-    if name() == "tensorflow" and not _native_is_slower((*logits.shape[:-1], num_classes)):
+    if backend_name() == "tensorflow" and not _native_is_slower((*logits.shape[:-1], num_classes)):
         return ops.sparse_categorical_crossentropy(labels, adjusted, from_logits=True)
     # With the true logit from the unadjusted ones, TensorFlow needs one array less.
     is_class = ops.equal(labels[..., None], ops.arange(num_classes, dtype=labels.dtype))
@@ -66,11 +66,11 @@ def _native_is_slower(shape):
 
 def largest(values):
     """Returns the maximum over the last axis, also of an empty batch, which Keras refuses."""
-    if name() == "tensorflow":
+    if backend_name() == "tensorflow":
         import tensorflow as tf
 
         return tf.reduce_max(values, axis=-1)
-    if name() == "torch":
+    if backend_name() == "torch":
         return values.amax(dim=-1)
     return ops.max(values, axis=-1)
 
@@ -81,11 +81,11 @@ def argmax(values):
     That of Keras counts -0.0 below 0.0 on TensorFlow and JAX, by operations that not every format
     of exported models has.
     """
-    if name() == "tensorflow":
+    if backend_name() == "tensorflow":
         import tensorflow as tf
 
         return tf.argmax(values, axis=-1, output_type=tf.int32)
-    if name() == "jax":
+    if backend_name() == "jax":
         import jax
 
         return jax.numpy.argmax(values, axis=-1).astype("int32")
@@ -99,7 +99,7 @@ def of_rows(function, values, axes):
     power of two, to an array and to a tensor that has a value here.
     """
     is_numpy = isinstance(values, np.ndarray)
-    if name() == "jax" and values.ndim > axes and (is_numpy or _is_at_hand(values)):
+    if backend_name() == "jax" and values.ndim > axes and (is_numpy or _is_at_hand(values)):
         rows, kind = values.shape[0], ops.convert_to_tensor if not is_numpy else np.asarray
         added = (1 << max(rows - 1, 0).bit_length()) - rows
         padded = np.pad(values, [(0, added), *[(0, 0)] * (values.ndim - 1)])
@@ -119,9 +119,9 @@ def refuse_unless(valid, labels, message):
 
     That is on PyTorch, and on TensorFlow without XLA. On JAX nothing raises.
     """
-    if name() == "jax":
+    if backend_name() == "jax":
         return valid
-    if name() == "tensorflow":
+    if backend_name() == "tensorflow":
         import tensorflow as tf
 
         if not tf.executing_eagerly():
@@ -207,7 +207,7 @@ def tf_function(function, *shapes):
 
     Axes of unknown size are of one size where they have the same place.
     """
-    if name() != "jax":
+    if backend_name() != "jax":
         return function
     from jax.experimental import jax2tf
 
@@ -247,12 +247,12 @@ def compiled(function):
 
 @functools.cache
 def _compiled(function, shape, dtype):
-    if name() == "tensorflow":
+    if backend_name() == "tensorflow":
         import tensorflow as tf
 
         signature = [tf.TensorSpec((None, *shape), dtype)]
         return tf.function(function, input_signature=signature, autograph=False)
-    if name() == "jax":
+    if backend_name() == "jax":
         import jax
 
         return jax.jit(function)
@@ -261,7 +261,7 @@ def _compiled(function, shape, dtype):
 
 def get_mask(tensor):
     """Returns the Keras mask of a tensor, `(...)`, or `None`."""
-    if name() != "jax":
+    if backend_name() != "jax":
         return getattr(tensor, "_keras_mask", None)
     # There it is no attribute: a layer sees it.
     mask = _read_mask()(tensor)
@@ -320,12 +320,12 @@ def are_probabilities(y_pred):
     if logits_of(y_pred) is not None:
         return True
     makers, forms = ("Softmax", "Sigmoid"), ("Reshape", "Cast", "Identity", "Squeeze", "ExpandDims")
-    if name() == "tensorflow":
+    if backend_name() == "tensorflow":
         maker = y_pred.op if hasattr(y_pred, "op") else None
         while maker is not None and maker.type in forms:
             maker = maker.inputs[0].op
         return maker is not None and maker.type in makers
-    if name() == "torch":
+    if backend_name() == "torch":
         maker = getattr(y_pred, "grad_fn", None)
         forms = ("View", "UnsafeView", "ReshapeAlias", "ToCopy", "Squeeze", "Unsqueeze", "Clone")
         while maker is not None and maker.name().startswith(forms):

@@ -182,11 +182,11 @@ class ClassPrior(keras.layers.Layer):
         return smoothed / smoothed.sum(axis=-1, keepdims=True)
 
     def __call__(self, labels, **kwargs):
-        if backends.is_tf_symbol(labels) and backends.name() != "tensorflow":
+        if backends.is_tf_symbol(labels) and backends.backend_name() != "tensorflow":
             raise ValueError(
                 "`ClassPrior` runs in `dataset.map` on the TensorFlow backend only. Use "
                 "`tf.gather(prior.priors, labels)` there. "
-                f"Received: a tensor of `tf.data` on the {backends.name()} backend"
+                f"Received: a tensor of `tf.data` on the {backends.backend_name()} backend"
             )
         return super().__call__(targets.as_tensor("labels", labels), **kwargs)
 
@@ -201,7 +201,7 @@ class ClassPrior(keras.layers.Layer):
             "weight": 1.0 / (occurs.sum(axis=-1, keepdims=True) * priors),
         }[self.output_mode]
         table = ops.convert_to_tensor(values, dtype=self.compute_dtype)
-        labels = targets.signed(labels)
+        labels = targets.as_signed(labels)
         known, valid = targets.valid_ids(labels, table.shape[-1])
         if self.multi_label:
             outputs = ops.where(ops.equal(known, 1), table[:, 1], table[:, 0])
@@ -408,8 +408,8 @@ class LogitAdjustment(keras.layers.Layer):
         self.surrogate = surrogates.gla_surrogate(
             priors, 0.0, tau, target_priors=target_priors, binary=self.binary
         )
-        self.priors = validation.plain(priors, self.binary)
-        self.target_priors = validation.plain(target_priors, self.binary)
+        self.priors = validation.as_json(priors, self.binary)
+        self.target_priors = validation.as_json(target_priors, self.binary)
         self.tau = float(tau)
 
     def __call__(self, logits, **kwargs):

@@ -279,7 +279,7 @@ def is_ignored(labels, ignore_class):
     ids = ignore_class if isinstance(ignore_class, list) else [ignore_class]
     if isinstance(labels, np.ndarray):
         return functools.reduce(np.logical_or, (labels == i for i in ids))
-    labels = signed(labels)
+    labels = as_signed(labels)
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if keras.backend.is_float_dtype(dtype):
         ids = [float(i) for i in ids]  # JAX takes no integer beyond 32 bits.
@@ -359,7 +359,10 @@ def match_weights(weights, shape):
 
 
 def check_classes(logits, num_classes, of="`priors`", binary="the binary losses"):
-    """Raises unless the last axis of `logits` has the classes."""
+    """Raises unless the last axis of `logits` has the classes.
+
+    An error says whose classes they are (`of`), and what takes one logit instead (`binary`).
+    """
     shape = tuple(logits.shape)
     if not shape or shape[-1] not in (num_classes, None):
         hint = f" For one logit per example use {binary}." if shape[-1:] == (1,) else ""
@@ -371,9 +374,12 @@ def check_classes(logits, num_classes, of="`priors`", binary="the binary losses"
         )
 
 
-def match_shapes(y_true, logits, num_classes, **words):
-    """Returns `y_true` as `(...)` or `(..., K)`, and whether it holds integer classes."""
-    check_classes(logits, num_classes, **words)
+def match_shapes(y_true, logits, num_classes, of="`priors`", binary="the binary losses"):
+    """Returns `y_true` as `(...)` or `(..., K)`, and whether it holds integer classes.
+
+    `of` and `binary` are what an error names: see `check_classes`.
+    """
+    check_classes(logits, num_classes, of, binary)
     true_shape, shape = tuple(y_true.shape), tuple(logits.shape)
     if len(true_shape) == len(shape) and true_shape[-1] == 1:
         y_true, true_shape = ops.squeeze(y_true, axis=-1), true_shape[:-1]
@@ -386,7 +392,7 @@ def match_shapes(y_true, logits, num_classes, **words):
             f"Received: y_true.shape={tuple(y_true.shape)}, y_pred.shape={shape}"
         )
     if sparse:
-        y_true = signed(y_true)
+        y_true = as_signed(y_true)
     elif None in true_shape:
         # A (B, 1) whose shape is unknown until it runs must not broadcast against the logits.
         y_true = ops.reshape(y_true, ops.shape(logits))
@@ -416,7 +422,7 @@ def match_binary(y_true, logits, num_labels=None):
     return y_true, logits
 
 
-def signed(labels):
+def as_signed(labels):
     """Returns labels in a dtype that can hold -1 too."""
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if keras.backend.is_float_dtype(dtype) or dtype in ("int32", "int64"):

@@ -337,7 +337,7 @@ def check_ignore_class(value):
     return ids if several else ids[0] if ids else None
 
 
-def plain(value, binary=False):
+def as_json(value, binary=False):
     """Returns an argument as JSON keeps it: vectors and mixes as lists of floats.
 
     With `binary` mixes as positive rates.
