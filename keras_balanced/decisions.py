@@ -330,7 +330,7 @@ class _Decide(keras.layers.Layer):
     def __init__(self, decision, scores=False, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
-        self.decision = check_decision("decision", decision)
+        self.decision: Any = check_decision("decision", decision)
         self.scores = bool(scores)
 
     def call(self, y_pred):
