@@ -15,8 +15,9 @@ import json
 import pathlib
 import sys
 import time
+from concurrent import futures
 
-from benchmarks import questions, reporting, store
+from benchmarks import questions, reporting, store, workers
 
 
 def parse_arguments(argv):
@@ -29,9 +30,14 @@ def parse_arguments(argv):
     commands.add_parser("list", help="name every question")
     run = commands.add_parser("run", help="measure what has no result yet")
     run.add_argument("name", choices=questions.names(), metavar="NAME")
-    run.add_argument("--only", nargs="+", type=setting, default=[], metavar="KEY=VALUE")
-    run.add_argument("--set", nargs="+", type=setting, default=[], metavar="KEY=VALUE")
+    run.add_argument(
+        "--only", nargs="+", action="extend", type=setting, default=[], metavar="KEY=VALUE"
+    )
+    run.add_argument(
+        "--set", nargs="+", action="extend", type=setting, default=[], metavar="KEY=VALUE"
+    )
     run.add_argument("--output", type=pathlib.Path, help="default: that of the committed results")
+    run.add_argument("--workers", type=int, help="runs at a time, in processes of their own")
     report = commands.add_parser("report", help="write the reports; with --results, print one")
     report.add_argument("name", nargs="?", choices=questions.names(), metavar="NAME")
     report.add_argument("--results", nargs="+", type=pathlib.Path, metavar="FILE")
@@ -75,22 +81,32 @@ def chosen(cases, only, replaced):
     return list({store.key(case): case for case in left}.values())
 
 
-def run(question, cases, path):
+def run(question, cases, path, number):
     """Measures the cases that the file has no run of; returns how many failed."""
     left = store.missing(cases, path)
     print(f"{len(cases) - len(left)} runs done before, {len(left)} to do: {path}")
-    failed = 0
-    for settings in left:
-        start = time.perf_counter()
+    start, failed = time.perf_counter(), 0
+    jobs = workers.run_all(question.measure, left, number) if number else alone(question, left)
+    for settings, job in jobs:
         title = ", ".join(f"{name} {value}" for name, value in settings.items())
-        try:
-            store.append(path, settings, question.measure(**settings))
-        except Exception as error:  # The others can be done all the same.
+        if error := job.exception():  # The others can be done all the same.
             failed += 1
             print(f"failed: {title}: {error!r}", flush=True)
             continue
-        print(f"{title}: {time.perf_counter() - start:.1f} s", flush=True)
+        store.append(path, settings, job.result())
+        print(f"{(time.perf_counter() - start) / 60:.1f} min: {title}", flush=True)
     return failed
+
+
+def alone(question, cases):
+    """Yields settings and the future of each run, all in this process."""
+    for settings in cases:
+        job = futures.Future()
+        try:
+            job.set_result(question.measure(**settings))
+        except Exception as error:
+            job.set_exception(error)
+        yield settings, job
 
 
 def main(argv=None):
@@ -100,12 +116,14 @@ def main(argv=None):
             print(f"{name:<16} {questions.docstring(name)[0]}")
     elif args.command == "run":
         question = questions.load(args.name)
+        if not hasattr(question, "cases"):
+            sys.exit(f"{args.name} reports on {', '.join(questions.result_files(args.name))}")
         try:
             cases = chosen(question.cases(), args.only, args.set)
         except ValueError as error:
             sys.exit(str(error))
         path = args.output or store.path_of(questions.result_files(args.name)[0])
-        if failed := run(question, cases, path):
+        if failed := run(question, cases, path, args.workers):
             sys.exit(f"{failed} runs failed; a rerun tries them again")
     elif args.results:
         print(reporting.render(args.name, store.read(*args.results)))

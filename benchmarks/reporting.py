@@ -17,10 +17,9 @@ def runs_of(name):
 def render(name, runs):
     """Returns the page of a question."""
     title, text = questions.docstring(name)
-    files = " and ".join(
-        f"[{file}.jsonl](../results/{file}.jsonl)" for file in questions.result_files(name)
-    )
-    origin = f"`python -m benchmarks report {name}` makes this page of {files}: {len(runs)} runs."
+    files = ", ".join(f"{file}.jsonl" for file in questions.result_files(name))
+    origin = f"`python -m benchmarks report {name}` makes this page of [{files}](../results): "
+    origin += f"{len(runs)} runs."
     return "\n\n".join([f"# {title}", text, origin, questions.load(name).report(runs)]) + "\n"
 
 

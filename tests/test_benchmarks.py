@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 import sys
 
 import pytest
@@ -34,17 +35,34 @@ def report(runs):
 '''
 
 
+# Its results come for weeks, and need not have been reported on yet.
+UNDER_WAY = "literature"
+MEASURED = [name for name in questions.names() if hasattr(questions.load(name), "cases")]
+
+
 @pytest.mark.parametrize("name", questions.names())
 def test_report_is_made_of_the_committed_results(name):
-    assert reporting.path_of(name).read_text() == reporting.render(name, reporting.runs_of(name))
+    page, runs = reporting.path_of(name).read_text(), reporting.runs_of(name)
+    if name == UNDER_WAY:
+        runs = runs[: int(re.search(r": (\d+) runs\.", page)[1])]
+    assert page == reporting.render(name, runs)
 
 
-@pytest.mark.parametrize("name", questions.names())
+@pytest.mark.parametrize("name", MEASURED)
 def test_results_are_those_of_the_cases(name):
     runs = store.read(store.path_of(questions.result_files(name)[0]))
     counted = collections.Counter(store.key(run["settings"]) for run in runs)
-    assert set(counted.values()) == {1}
-    assert set(counted) == {store.key(case) for case in questions.load(name).cases()}
+    assert set(counted.values()) <= {1}
+    cases = {store.key(case) for case in questions.load(name).cases()}
+    assert set(counted) <= cases if name == UNDER_WAY else set(counted) == cases
+
+
+def test_every_committed_result_is_reported_on():
+    files = {path.stem for path in store.FOLDER.glob("*.jsonl")}
+    reported = {file for name in questions.names() for file in questions.result_files(name)}
+    # The demo of the first page is an example's.
+    assert files - reported == {"demo"}
+    assert sum(path.stat().st_size for path in store.FOLDER.iterdir()) < 3e6
 
 
 @pytest.fixture
@@ -84,9 +102,8 @@ def test_part_of_a_question(luck, capsys):
     capsys.readouterr()
     command.main(["report", "luck", "--results", str(output)])
     assert capsys.readouterr().out.endswith("| 1 | 2 |\n| 0 | 0 |\n\n")
-    for wrong, message in (("epochs=3", "The settings are length, seed. Received: epochs"),):
-        with pytest.raises(SystemExit, match=message):
-            command.main([*arguments, "--only", wrong])
+    with pytest.raises(SystemExit, match="The settings are length, seed. Received: epochs"):
+        command.main([*arguments, "--only", "epochs=3"])
     with pytest.raises(SystemExit, match="No case has seed=7"):
         command.main([*arguments, "--only", "seed=7"])
 
