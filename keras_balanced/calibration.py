@@ -28,14 +28,38 @@ if TYPE_CHECKING:
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_priors"]
+__all__ = ["Calibration", "calibrate", "estimate_priors"]
 
 
-class _Calibration(NamedTuple):
+class Calibration(NamedTuple):
+    """A temperature and how well it calibrates, as `calibrate` returns them.
+
+    Attributes:
+        temperature: The temperature, for a `Decision`, an export or `loss.posterior`.
+        before: Dict of the `negative_log_likelihood` (nats) and the `class_calibration_error` at
+            temperature 1, each class weighted to its share in the mix that the loss trains for.
+        after: The same at the temperature found.
+        probabilities: Dict of `"before"` and `"after"` to the probabilities `(N, K)`, under the
+            class mix of the held-out data.
+        labels: The labels `(N,)` of these, as `plots.reliability_diagram` takes them.
+
+    Example:
+
+    >>> from keras_balanced import GLALoss
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(10.0)])
+    >>> x = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1]], "float32")
+    >>> y = np.array([0, 1, 1, 1, 1, 0])  # right in four of six, sure of all
+    >>> calibration = calibrate(model, GLALoss([1, 1]), (x, y))
+    >>> for errors in (calibration.before, calibration.after):
+    ...     print(f"{errors['negative_log_likelihood']:.1f}")
+    3.8
+    0.7
+    """
+
     temperature: float
-    before: dict
-    after: dict
-    probabilities: dict
+    before: dict[str, float]
+    after: dict[str, float]
+    probabilities: dict[str, np.ndarray]
     labels: np.ndarray
 
 
@@ -44,7 +68,7 @@ def calibrate(
     loss: BalancedLoss | None,
     validation_data: Any,
     steps: int | None = None,
-) -> _Calibration:
+) -> Calibration:
     """Fits the temperature of the posterior of a trained model on held-out data.
 
     The temperature minimises the negative log-likelihood, each class weighted to its share in
@@ -66,10 +90,9 @@ def calibrate(
         steps: How many batches to read, at most; needed where these have no end.
 
     Returns:
-        A named tuple of the `temperature`, for `export`; the dicts `before` (at temperature 1)
-        and `after` of the `negative_log_likelihood` (nats) and `class_calibration_error` with
-        these weights; the dict `probabilities` of the two, `(N, K)` under the class mix of the
-        held-out data, and their `labels` `(N,)`, for `plots.reliability_diagram`.
+        A `Calibration`, a named tuple of the `temperature`; the dicts `before` and `after` of the
+        `negative_log_likelihood` and `class_calibration_error` with these weights; and
+        `probabilities` and `labels` for `plots.reliability_diagram`.
 
     Raises:
         ValueError: for data that do not fit, NaN or infinite logits and weights, or data that have
@@ -91,7 +114,7 @@ def calibrate(
     References:
         - [Guo et al., 2017](https://arxiv.org/abs/1706.04599)
     """
-    optimize, special = _scipy()
+    _scipy()  # Raises before the model predicts.
     loss = check_loss(model, loss)
     check_model(model, loss)
     # Of cross-entropy, calibrated by another loss, the decision is still to be found.
@@ -101,13 +124,38 @@ def calibrate(
     log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)
     mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
     weights = weights * (target / np.where(mix > 0, mix, 1.0))[labels]
+    temperature = _best_temperature(log_posterior, labels, weights)
+    errors, probabilities = {}, {}
+    for name, value in (("before", 1.0), ("after", temperature)):
+        p = np.exp(_log_probabilities(log_posterior, value))
+        calibration_error = metrics.ClassCalibrationError(len(target))
+        calibration_error.update_state(labels, p, weights)
+        errors[name] = {
+            "negative_log_likelihood": _mean_loss(log_posterior, labels, weights, value),
+            "class_calibration_error": float(calibration_error.result()),
+        }
+        moved = p * np.divide(mix, target, where=target > 0, out=np.zeros_like(mix))
+        probabilities[name] = moved / moved.sum(axis=-1, keepdims=True)
+    return Calibration(temperature, **errors, probabilities=probabilities, labels=labels)
 
-    def log_probabilities(temperature):
-        return special.log_softmax(log_posterior / temperature, axis=-1)
+
+def _log_probabilities(log_posterior, temperature):
+    _, special = _scipy()
+    return special.log_softmax(log_posterior / temperature, axis=-1)
+
+
+def _mean_loss(log_posterior, labels, weights, temperature):
+    """Returns the weighted mean of the negative log-likelihood at a temperature."""
+    log_p = _log_probabilities(log_posterior, temperature)[np.arange(len(labels)), labels]
+    return float(-np.average(log_p, weights=weights))
+
+
+def _best_temperature(log_posterior, labels, weights):
+    """Returns the temperature of the least negative log-likelihood, and raises if there is none."""
+    optimize, _ = _scipy()
 
     def negative_log_likelihood(temperature):
-        log_p = log_probabilities(temperature)[np.arange(len(labels)), labels]
-        return float(-np.average(log_p, weights=weights))
+        return _mean_loss(log_posterior, labels, weights, temperature)
 
     best = optimize.minimize_scalar(
         lambda log_temperature: negative_log_likelihood(np.exp(log_temperature)),
@@ -117,19 +165,7 @@ def calibrate(
     )
     if best.fun >= min(map(negative_log_likelihood, TEMPERATURES)):
         raise ValueError(_no_temperature(log_posterior, labels, negative_log_likelihood))
-    temperatures = {"before": 1.0, "after": float(np.exp(best.x))}
-    errors, probabilities = {}, {}
-    for name, temperature in temperatures.items():
-        p = np.exp(log_probabilities(temperature))
-        calibration_error = metrics.ClassCalibrationError(len(target))
-        calibration_error.update_state(labels, p, weights)
-        errors[name] = {
-            "negative_log_likelihood": negative_log_likelihood(temperature),
-            "class_calibration_error": float(calibration_error.result()),
-        }
-        moved = p * np.divide(mix, target, where=target > 0, out=np.zeros_like(mix))
-        probabilities[name] = moved / moved.sum(axis=-1, keepdims=True)
-    return _Calibration(temperatures["after"], **errors, probabilities=probabilities, labels=labels)
+    return float(np.exp(best.x))
 
 
 def _scipy():

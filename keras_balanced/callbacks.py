@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["PerClassReport"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 # Beyond, Keras's progress bar would print them all.
 _MAX_LOGGED = 100
 _BINARY = (

@@ -22,6 +22,11 @@ from keras_balanced.tails import (
 
 __all__ = ["load", "long_tail", "long_tail_counts", "stratified_split"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # The size of each class in the official train set, from which a long tail starts.
 _CIFAR_MAX_COUNT = {"cifar10": 5000, "cifar100": 500}
 NAMES = ("digits", *_CIFAR_MAX_COUNT)

@@ -144,9 +144,7 @@ def find_decision(
         folds = validation.check_integer("folds", folds, low=2)
     seed = validation.check_integer("seed", seed, low=0)
     y_pred = ops.convert_to_numpy(targets.as_tensor("y_pred", y_pred))
-    _refuse_probabilities(y_pred, base.loss)
-    _, ids, weights, kept = labelled(base.loss, y_pred, labels, sample_weight, "the held-out data")
-    _check_examples(ids, weights, surrogate)
+    ids, weights, kept = _examples(base, y_pred, labels, sample_weight)
     scores = _scores_of(base, y_pred, kept)
     if priors is not None:
         weights = _weighted_to(surrogate.check_mix("priors", priors), ids, weights)
@@ -157,21 +155,30 @@ def find_decision(
     def search_in(part, weights):
         return Search(scores[part], ids[part], weights, function, floors, reach, gap)
 
+    def judged(confusion):
+        return float(function(confusion)), _recalls_of(confusion)
+
     with np.errstate(divide="ignore", invalid="ignore"):  # In the user's score.
         log_mix = search_in(slice(None), weights).best_of(starts, seed)
         found = _decision_of(log_mix, base)
         decided = found(y_pred).reshape(-1)[kept]
-        confusion = confusion_matrix(ids, decided, weights, len(floors))
-        value, recalls = float(function(confusion)), _recalls_of(confusion)
+        value, recalls = judged(confusion_matrix(ids, decided, weights, len(floors)))
         _check_kept(recalls, floors)
         expected, expected_recalls = None, None
-        if (
-            folds is not None
-            and np.bincount(ids, minlength=len(floors)).min(where=surrogate.occurs, initial=2) > 1
-        ):
-            confusion = _cross_fitted(search_in, starts, ids, weights, scores, folds, seed)
-            expected, expected_recalls = float(function(confusion)), _recalls_of(confusion)
+        counts = np.bincount(ids, minlength=len(floors))
+        if folds is not None and counts.min(where=surrogate.occurs, initial=2) > 1:
+            expected, expected_recalls = judged(
+                _cross_fitted(search_in, starts, ids, weights, scores, folds, seed)
+            )
     return FoundDecision(found, value, recalls, expected, expected_recalls)
+
+
+def _examples(base, y_pred, labels, sample_weight):
+    """Returns class ids `(N,)` and weights of the examples that count, and which these are."""
+    _refuse_probabilities(y_pred, base.loss)
+    _, ids, weights, kept = labelled(base.loss, y_pred, labels, sample_weight, "the held-out data")
+    _check_examples(ids, weights, base.loss.surrogate)
+    return ids, weights, kept
 
 
 def _check_score(score, num_classes):

@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def warn_of_other_decisions(
     model: keras.Model, decision: Decision, output_name: str | None = None, given: bool = True
 ) -> None:
@@ -503,17 +507,21 @@ class ShotRecall(_RecallMetric):
                 '`group` must be "many", "medium" or "few". '
                 f"Received: group={validation.show(group)}"
             )
-        plain_counts = validation.check_counts("counts", counts).tolist()
+        counts_of_classes = validation.check_counts("counts", counts).tolist()
         if not groups[group].any():
             raise ValueError(
                 f"The group {group!r} must have a class. "
-                f"Received: counts={validation.show(plain_counts)} and thresholds={thresholds}"
+                f"Received: counts={validation.show(counts_of_classes)} and thresholds={thresholds}"
             )
         name = name or f"{group}_shot_recall"
         super().__init__(
-            len(plain_counts), decision=decision, ignore_class=ignore_class, name=name, dtype=dtype
+            len(counts_of_classes),
+            decision=decision,
+            ignore_class=ignore_class,
+            name=name,
+            dtype=dtype,
         )
-        self.counts = plain_counts
+        self.counts = counts_of_classes
         self.group = group
         self.thresholds = validation.as_json(thresholds)
         self._members = groups[group]
@@ -525,12 +533,8 @@ class ShotRecall(_RecallMetric):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_classes"]
-        return {
-            **config,
-            "counts": self.counts,
-            "group": self.group,
-            "thresholds": self.thresholds,
-        }
+        own = {"counts": self.counts, "group": self.group, "thresholds": self.thresholds}
+        return {**config, **own}
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -648,11 +652,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_classes"]
-        return {
-            **config,
-            "num_labels": self.num_labels,
-            "label_id": self.label_id,
-        }
+        return {**config, "num_labels": self.num_labels, "label_id": self.label_id}
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")

@@ -105,7 +105,7 @@ class CrossValidation(Tuner):
                 )
         self.folds = check_integer("folds", folds, low=2)
         self.seed = check_integer("seed", seed)
-        self._examples: _Arrays | _Dataset | None = None
+        self._examples: Any = None  # Those of `search`.
         super().__init__(resumable(oracle), hypermodel, **kwargs)
 
     def search(self, x: Any, y: ArrayLike | None = None, **fit_kwargs: Any) -> None:

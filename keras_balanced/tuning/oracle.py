@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -33,30 +34,32 @@ _ENDED = ("COMPLETED", "FAILED")
 
 
 def _write(stateful, fname):
+    """Writes the state of a tuner, oracle or trial atomically, as `Stateful.save` does in place."""
     if "://" in str(fname):  # Not a local file.
-        return _Stateful.save(stateful, fname)
-    text = json.dumps(stateful.get_state())
-    write_atomically(pathlib.Path(fname), text)
-    return text
+        _Stateful.save(stateful, fname)
+    else:
+        write_atomically(pathlib.Path(fname), json.dumps(stateful.get_state()))
 
 
-class _AtomicSave(_Stateful):
-    """Goes behind KerasTuner's class, whose `save` calls this one with the file's name."""
-
-    def save(self, fname):
-        return _write(self, fname)
+# The methods of KerasTuner that write files, with `_write` in place of `Stateful.save`.
 
 
-class _AtomicOracle(keras_tuner.Oracle, _AtomicSave):
-    @keras_tuner.synchronized  # Tuners that share an oracle all save it.
-    def save(self):
-        super().save()
-
-    def _save_trial(self, trial):
-        _write(trial, os.path.join(self._get_trial_dir(trial.trial_id), "trial.json"))
+@keras_tuner.synchronized  # Tuners that share an oracle all save it.
+def _save_oracle(oracle):
+    _write(oracle, oracle._get_oracle_fname())
 
 
-class GridSearchOracle(_AtomicOracle):
+def _save_trial_of_oracle(oracle, trial):
+    _write(trial, os.path.join(oracle._get_trial_dir(trial.trial_id), "trial.json"))
+
+
+def _save_tuner(tuner):
+    if not tuner._is_worker():
+        tuner.oracle.save()
+    _write(tuner, tuner._get_tuner_fname())
+
+
+class GridSearchOracle(keras_tuner.Oracle):
     """Grid search that can be stopped and go on, and loses no worker's part of the grid.
 
     It proposes the first combination of active hyperparameters that no trial has had, so that it
@@ -88,6 +91,8 @@ class GridSearchOracle(_AtomicOracle):
     >>> print(oracle.objective.direction)
     max
     """
+
+    save, _save_trial = _save_oracle, _save_trial_of_oracle
 
     def __init__(
         self,
@@ -183,11 +188,13 @@ class GridSearchOracle(_AtomicOracle):
                 del hp.values[name]
 
 
-class Tuner(keras_tuner.Tuner, _AtomicSave):
+class Tuner(keras_tuner.Tuner):
     """`keras_tuner.Tuner` that brings its oracle up to date when it goes on.
 
     It knows what it searched, too: rerun with another problem in the same directory, it refuses.
     """
+
+    save = _save_tuner
 
     def __init__(self, oracle: keras_tuner.Oracle, hypermodel: Any = None, **kwargs: Any):
         if kwargs.get("overwrite") and "KERASTUNER_ORACLE_IP" in os.environ:
@@ -300,7 +307,7 @@ def save_atomically(
         The same tuner or oracle.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and for a `save` that is not KerasTuner's.
 
     Example:
 
@@ -309,18 +316,24 @@ def save_atomically(
     >>> print(isinstance(oracle, keras_tuner.oracles.RandomSearchOracle))
     True
     """
-    kind = type(tuner_or_oracle)
-    if not isinstance(
-        tuner_or_oracle, (keras_tuner.Oracle, keras_tuner.engine.base_tuner.BaseTuner)
-    ):
+    if not isinstance(tuner_or_oracle, (keras_tuner.Oracle, BaseTuner)):
         raise ValueError(
             f"`tuner_or_oracle` must be a tuner or an oracle. Received: {tuner_or_oracle!r}"
         )
-    if not isinstance(tuner_or_oracle, _AtomicSave):
-        is_oracle = isinstance(tuner_or_oracle, keras_tuner.Oracle)
-        bases = (_AtomicOracle, kind) if is_oracle else (kind, _AtomicSave)
-        # A class of its own, since KerasTuner's belongs to others as well.
-        tuner_or_oracle.__class__ = type(kind.__name__, bases, {"__module__": kind.__module__})
+    kind = type(tuner_or_oracle)
+    if kind.save in (keras_tuner.Oracle.save, BaseTuner.save):
+        # Methods of this object: KerasTuner's class belongs to others as well.
+        if isinstance(tuner_or_oracle, keras_tuner.Oracle):
+            methods = {"save": _save_oracle, "_save_trial": _save_trial_of_oracle}
+        else:
+            methods = {"save": _save_tuner}
+        for name, method in methods.items():
+            setattr(tuner_or_oracle, name, functools.partial(method, tuner_or_oracle))
+    elif kind.save not in (_save_oracle, _save_tuner):
+        raise ValueError(
+            "`tuner_or_oracle` must have the `save` of KerasTuner, in whose place an atomic one "
+            f"comes. Received: a {kind.__name__} with another"
+        )
     if isinstance(getattr(tuner_or_oracle, "oracle", None), keras_tuner.Oracle):
         save_atomically(tuner_or_oracle.oracle)  # A worker has a client in its place.
     return tuner_or_oracle
