@@ -96,8 +96,8 @@ def largest(values: Tensor) -> Tensor:
 def argmax(values: Tensor) -> Tensor:
     """Returns the place of the maximum over the last axis, int32: the first of equal ones.
 
-    That of Keras counts -0.0 below 0.0 on TensorFlow and JAX, by operations that not every format
-    of exported models has.
+    Keras's own takes -0.0 for less than 0.0 on TensorFlow and JAX, and needs operations that not
+    every format of exported models has.
     """
     if backend_name() == "tensorflow":
         import tensorflow as tf
@@ -111,7 +111,7 @@ def argmax(values: Tensor) -> Tensor:
 
 
 def of_rows(function: Callable[[Tensor], Tensor], values: Any, axes: int) -> Any:
-    """Returns what a function of tensors `(..., *axes)` says of values: an array of an array.
+    """Returns the result of a function of tensors `(..., *axes)`: of an array as an array.
 
     JAX compiles every operation again for each new size: there rows of zeros are added, up to a
     power of two, to an array and to a tensor that has a value here.
@@ -133,9 +133,9 @@ def _is_at_hand(tensor: Tensor) -> bool:
 
 
 def refuse_unless(valid: Tensor, labels: Tensor, message: str) -> Tensor:
-    """Returns `valid`, and raises an error with the labels unless all are, where it can be seen.
+    """Returns `valid`, and raises an error that names the labels unless all are valid.
 
-    That is on PyTorch, and on TensorFlow without XLA. On JAX nothing raises.
+    It raises on PyTorch, and on TensorFlow without XLA. JAX cannot raise.
     """
     if backend_name() == "jax":
         return valid
@@ -283,7 +283,7 @@ def get_mask(tensor: Tensor) -> Tensor | None:
     """Returns the Keras mask of a tensor, `(...)`, or `None`."""
     if backend_name() != "jax":
         return getattr(tensor, "_keras_mask", None)
-    # There it is no attribute: a layer sees it.
+    # On JAX the mask is no attribute of the tensor, but a layer is given it.
     mask = _read_mask()(tensor)
     return mask if len(mask.shape) else None
 
@@ -439,8 +439,8 @@ def layers_within(model: keras.Model) -> Iterator[keras.layers.Layer]:
 def probability_layer(model: keras.Model, output_name: str | None = None) -> Any:
     """Returns the softmax or sigmoid, or the layer with one, that a model ends in, or `None`.
 
-    Also behind what changes only the form; and on JAX, where Keras leaves no mark. `None` too for a
-    subclassed model, whose layers do not say in which order it calls them.
+    It is found behind layers that change only the form too, and on JAX, where Keras leaves no mark.
+    `None` also for a subclassed model: its layers do not say in which order they are called.
     """
     layer = layer_at_end(model, output_name)
     return layer if is_softmax(layer) or _is_activation(layer) else None

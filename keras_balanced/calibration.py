@@ -117,7 +117,7 @@ def calibrate(
     _scipy()  # Raises before the model predicts.
     loss = check_loss(model, loss)
     check_model(model, loss)
-    # Of cross-entropy, calibrated by another loss, the decision is still to be found.
+    # A model of plain cross-entropy, calibrated by a loss of ours, has no decision yet.
     if has_posterior(loss) and isinstance(getattr(model, "loss", None), losses.BalancedLoss):
         metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     target = loss.surrogate.target_priors
@@ -227,9 +227,8 @@ def estimate_priors(
     priors[k]   <- priors[k] * gain[k]       # until max(gain) - 1 <= tolerance
     ```
 
-    Each iteration takes two such steps and extrapolates them where that is likelier.
-
-    That bound is on the mean log-likelihood, in nats: no mix has a better one by more.
+    Each iteration takes two such steps and extrapolates them where that is likelier. No mix has a
+    mean log-likelihood, in nats, that is better by more than `tolerance`.
 
     By the confusion matrix of `validation`, where a likelihood-ratio test of level 1% refuses the
     mix of its labels:
@@ -257,7 +256,7 @@ def estimate_priors(
         A class that seems absent has about 0, but no less than what `priors` may be.
 
     Raises:
-        ValueError: for invalid probabilities, or such that do not tell the classes apart.
+        ValueError: for invalid probabilities, or ones that do not tell the classes apart.
         RuntimeError: if the steps do not converge.
         ImportError: where SciPy is missing, with `validation`.
 
@@ -346,8 +345,8 @@ def _labelled_posterior(validation, priors):
         missing = np.flatnonzero((counts > 0) != (priors > 0))
         raise ValueError(
             "`validation` must have as many labels as probabilities, of every class that occurs, "
-            f"and of no other. Received: {len(labels)} labels for {len(held_out)} examples; not "
-            f"so are the class ids {some(missing)}"
+            f"and of no other. Received: {len(labels)} labels for {len(held_out)} examples, "
+            f"and labels that do not fit for the class ids {some(missing)}"
         )
     return held_out, labels
 

@@ -40,8 +40,8 @@ class PerClassReport(keras.callbacks.Callback):
     `CSVLogger`, `TensorBoard`, `EarlyStopping` with `mode="max"`.
 
     In an epoch at whose end `fit` validates, it looks at the model as `fit` does: a callback that
-    swaps the weights for their averages, as `SwapEMAWeights`, does so for both. In another one it
-    looks at the weights that the model then has.
+    swaps the weights for their averages, as `SwapEMAWeights`, does so for both. In any other epoch
+    it looks at the weights that the model has at its end.
 
     A model of one logit, or of one at each position, has the classes 0 and 1. Of independent
     labels each has its balanced accuracy in place of the recall:

@@ -66,8 +66,8 @@ def find_decision(
     """Finds the class mix whose decision has the best score on held-out data.
 
     Any trained model can be judged by macro-F1, or by least recalls, without training it again:
-    what changes is how its predictions become classes. That takes examples that the model was not
-    trained on, of every class; what few examples of a rare class say is little.
+    what changes is how its predictions become classes. That takes examples of every class that the
+    model was not trained on; a few examples of a rare class say little.
 
     Formula:
 
@@ -250,8 +250,8 @@ def _check_examples(ids, weights, surrogate):
     missing = np.flatnonzero((counts == 0) & np.broadcast_to(surrogate.occurs, counts.shape))
     if missing.size:
         raise ValueError(
-            "`labels` must have an example of every class that occurs: nothing can be found out "
-            f"about another. Received: none of the class ids {validation.some(missing)} in "
+            "`labels` must have an example of every class that occurs: nothing is known about "
+            f"another. Received: none of the class ids {validation.some(missing)} in "
             f"{len(ids)} examples"
         )
 

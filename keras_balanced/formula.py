@@ -211,7 +211,7 @@ def _without_smoothing(log_eta: Tensor, surrogate: Surrogate) -> Tensor:
     """Returns the logarithm of the posterior of the labels before they were smoothed."""
     mass = surrogate.smoothing_mass
     # A model that has not fitted may predict less than the mass: then a hundredth of it is left.
-    # (Of an absent class there is none, and its logit is masked.)
+    # (An absent class has no mass, and its logit is masked.)
     least = like(log_eta, np.where(surrogate.occurs, 0.01 * mass, 1.0))
     eta = ops.exp(log_eta) - like(log_eta, mass)
     return ops.log_softmax(ops.log(ops.where(eta < least, least, eta)))

@@ -58,8 +58,8 @@ class ClassPrior(keras.layers.Layer):
         **kwargs: `name` and `dtype` of the layer.
 
     Call arguments: integer labels of any shape. Returns the same shape in the layer's dtype, NaN
-    for an invalid label and for one that has not come up, which is not counted in the `K` of the
-    weight either.
+    for an invalid label and for an unseen class, which is not counted in the `K` of the weight
+    either.
 
     Raises:
         ValueError: for bad arguments or labels, or if used before `adapt()`.
@@ -192,7 +192,7 @@ class ClassPrior(keras.layers.Layer):
     def call(self, labels):
         priors = self._all_priors()
         occurs = priors > 0
-        # A label that has not come up is as one out of range.
+        # An unseen label is treated as one out of range.
         priors = np.where(occurs, priors, np.nan)
         values = {
             "prior": priors,

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["BalancedLoss", "BinaryGCALoss", "BinaryGLALoss", "GCALoss", "GLALoss"]
 
-TEMPERATURES = (0.01, 100.0)  # The range of one.
+TEMPERATURES = (0.01, 100.0)  # The least, and what all must be below.
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class BalancedLoss(keras.losses.Loss):
     """Computes the loss of any `Surrogate`, under the whole contract of a Keras loss.
 
-    `GLALoss` and `GCALoss` are built on it. Build a loss of your own on it in one of two ways:
+    `GLALoss` and `GCALoss` are built on it. Build a custom loss on it in one of two ways:
     give it the constants of the loss as a `Surrogate`, or subclass it and override `logits`
     (what is done to the predictions first) or `call`. Masks, sample weights, `ignore_class`,
     probabilities, reductions and `posterior` come with it. A subclass needs no `get_config` if its
     `__init__` keeps each of its own arguments in an attribute of the same name, and hands
-    `**kwargs` on. What a Keras object was in it, such as a `ClassPrior` for a loss that needs
+    `**kwargs` on. An argument that is a Keras object, such as a `ClassPrior` for a loss that needs
     counts, is one again in a loaded loss. Two losses are equal if they are of one class and all of
     their arguments are equal.
 

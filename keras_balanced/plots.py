@@ -203,7 +203,7 @@ def reliability_diagram(
     num_bins: int = 15,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws how often classes come up against how probable they were said to be.
+    """Draws how often classes occur against their predicted probability.
 
     All classes together, in bins of equal width. On the diagonal the probabilities are right.
 
@@ -260,7 +260,7 @@ def reliability_diagram(
 
 
 def _hits(probabilities, labels):
-    """Returns whether each of the classes of probabilities came up, flat."""
+    """Returns whether each of the probabilities is that of the true class, flat."""
     labels = targets.as_numpy("`labels`", labels, "classes")
     shape = probabilities.shape
     if len(shape) > 2 and labels.shape[: len(shape) - 1] == shape[:-1]:  # Time steps or pixels.

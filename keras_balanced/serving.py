@@ -98,8 +98,8 @@ def export(
         decision: `Decision` that `class_id` follows, with its temperature, or the loss that the
             model was trained with, which stands for its default one. `None` is the compiled loss.
             For plain cross-entropy pass `GLALoss(priors, tau=0)`, or `BinaryGLALoss(rate, tau=0)`.
-            Warns of compiled metrics that predict other classes; with a decision given, only of
-            those without one of their own.
+            Warns of compiled metrics that predict other classes; where a decision is given here,
+            only of those that were given none.
         class_names: `K` different names in order, or a dict of names and ids, such as the
             `class_indices` of Keras's generators; for one logit also that of label 1 alone. `None`
             is `"0"`, `"1"`, ...
@@ -193,7 +193,7 @@ def _base(path):
 
 def _save(tf, model, saved, input_names, decision, classes):
     """Writes the SavedModel and its `classes.json`, once its program answers as the model does."""
-    # Without gradients, which serving has no use for and JAX none of a loop.
+    # Without gradients: serving needs none, and JAX has none for a loop.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
         archive, served = _archive(tf, model, input_names, decision, classes)

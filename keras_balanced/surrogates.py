@@ -46,7 +46,7 @@ class Surrogate:
     loss = weights[y] * (1 - s^q) / q               # -weights[y] * log(s) at q = 0
     ```
 
-    Give one to `BalancedLoss` for a loss of your own. The attributes, named as the arguments, are
+    Give one to `BalancedLoss` for a custom loss. The attributes, named as the arguments, are
     read-only float64 arrays `(K,)`; with `binary` they are `(2,)` for one rate and `(L, 2)` for `L`
     rates, label 0 before label 1. Two are equal if all of their arguments are. A class with 0 in
     both mixes never occurs: what the formula says of it is without effect, except for its shift.

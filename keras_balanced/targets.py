@@ -27,7 +27,7 @@ def as_tensor(name: str, values: Any) -> Tensor:
     if isinstance(values, (list, tuple)) and array.dtype == "float64":
         array = array.astype(backends.full_precision())  # Python has no float32.
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
-        # JAX has 32 bits, and takes what is left; PyTorch has no uint64.
+        # JAX has 32 bits, and would drop the others; PyTorch has no uint64.
         array = np.clip(array, max(-(2**31), np.iinfo(array.dtype).min), 2**31 - 1).astype("int64")
     return ops.convert_to_tensor(array)
 
@@ -147,7 +147,7 @@ def refuse_ignored(y_true: Any, ignore_class: IgnoreClass, or_labels: bool = Fal
 def stand_in(occurs: ArrayLike, ignore_class: IgnoreClass = None) -> int:
     """Returns the class that stands in for a label that does not count.
 
-    One that occurs and is not ignored: the label goes through all that is done with the others.
+    It occurs and is not ignored, since it goes through the same computation as the others.
     `occurs` is `(K,)`, or of binary labels `(2,)` or `(L, 2)`, which all occur.
     """
     ids = np.flatnonzero(np.atleast_2d(occurs)[0])
@@ -165,7 +165,7 @@ def blank_labels(
 ) -> Tensor:
     """Returns targets with another label where their weight is 0: such a label may be anything.
 
-    One to ignore stays. One-hot and soft targets become 0 for every class.
+    A label that is to be ignored stays. One-hot and soft targets become 0 for every class.
     """
     rank = len(weights.shape)
     while len(y_true.shape) > rank and y_true.shape[-1] == 1:

@@ -26,7 +26,7 @@ def find_threshold(
 
     Of all thresholds within the budget it is the lowest, which finds the most of label 1. It lies
     halfway between two probabilities of the data, so that rounding changes no decision. On new
-    data of the same kind the number of alerts varies, as that of any rare event.
+    data of the same kind the number of alerts varies, as with any rare event.
 
     Formula:
 

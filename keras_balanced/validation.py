@@ -29,21 +29,29 @@ ClassMix: TypeAlias = "ArrayLike | Mapping[int, float] | HasPriors"
 # As `check_ignore_class` returns it.
 IgnoreClass: TypeAlias = int | list[int] | None
 
-# Below, weights and margins leave float32.
+# With a smaller prior, weights and margins would leave the range of float32.
 SMALLEST_PRIOR = 1e-30
 
 
 def show(value, most=100):
-    """Returns an argument as errors print it: in a line, and what is long by its kind and size."""
+    """Returns an argument as errors print it: on one line, and a long one by its kind and size."""
     text = repr(value)
     if len(text) <= most and "\n" not in text:
         return text
-    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    shape = getattr(value, "shape", None)
     if shape is not None:
-        return f"a {kind} of shape {tuple(shape)}"
+        return f"{kind_of(value)} of shape {tuple(shape)}"
     if isinstance(value, (list, tuple)):
-        return f"a {kind} of {len(value)}, {text[: most // 2]}..."
+        return f"{kind_of(value)} of {len(value)}, {text[: most // 2]}..."
     return " ".join(text[:most].split()) + "..."
+
+
+def kind_of(value):
+    """Returns the type of an argument as errors print it, with its article."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"
 
 
 def some(values, most=5):
@@ -115,7 +123,7 @@ def check_integer(name, value, low=-math.inf, high=math.inf):
 def check_positive_vector(name, values, length=None, zeros=False):
     """Returns `values` as a `(K,)` float64 array of finite, positive numbers, `K >= 2`.
 
-    With `zeros` some may be 0, but two.
+    With `zeros` all but two may be 0.
     """
     vector = as_array(name, values, "a 1-D vector of positive numbers, one per class", length)
     if vector.ndim != 1:
@@ -191,7 +199,7 @@ def check_mix(name, values, length=None, zeros=False):
         )
     vector = check_positive_vector(name, _held_by(values, "priors"), length, zeros)
     total = vector.sum()
-    # What sums to 1 but for rounding stays as it is: a mix that was saved loads unchanged.
+    # A mix that sums to 1 up to rounding stays as it is: one that was saved loads unchanged.
     mix = vector if abs(total - 1.0) < 1e-12 else vector / total
     tiny = np.flatnonzero((mix > 0) & (mix < SMALLEST_PRIOR))
     if tiny.size:
@@ -210,18 +218,17 @@ def check_rates(name, values):
     """
     expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
     if _is_table(values) or not getattr(values, "multi_label", True):
-        kind = type(values).__name__
         keys = list(values.keys()) if _is_table(values) else []
         if any(isinstance(key, str) for key in keys):
             raise ValueError(
-                f"`{name}` must be {expected}. Received: a {kind} with the keys {show(keys)}; of "
-                "several labels pass a vector, as in `y.mean().to_numpy()`"
+                f"`{name}` must be {expected}. Received: {kind_of(values)} with the keys "
+                f"{show(keys)}; of several labels pass a vector, as in `y.mean().to_numpy()`"
             )
         mix = as_array(name, _held_by(values, "priors"), expected, length=2)
         if mix.shape != (2,) or not (np.isfinite(mix) & (mix >= 0)).all() or not mix.any():
             raise ValueError(
                 f"`{name}` must be {expected}; a `ClassPrior`, dict or Series of class ids must "
-                f"have the classes 0 and 1. Received: a {kind} of {mix.size} classes, "
+                f"have the classes 0 and 1. Received: {kind_of(values)} of {mix.size} classes, "
                 f"{some(mix.ravel())}; of several labels pass a vector of rates, as in "
                 "`y.mean().to_numpy()`, or a `ClassPrior` with `multi_label=True`"
             )
@@ -294,8 +301,8 @@ def check_per_class(name, values, shape, positive=False):
 def check_class_names(names, num_classes, binary=False):
     """Returns a list of `num_classes` different names: the numbers for `None`.
 
-    A dict or Series has the ids of names or the names of ids. With `binary`, of label 0 and 1, one
-    name is that of label 1.
+    A dict or Series maps names to ids, or ids to names. With `binary`, for the labels 0 and 1, a
+    single name is that of label 1.
     """
     if names is None:
         return [str(k) for k in range(num_classes)]
@@ -404,12 +411,12 @@ def _is_table(values):
 def _in_order(name, values, length):
     """Returns the numbers of a dict or Series, whose keys are class ids, in the order of these.
 
-    0 for an id that is missing: it has not come up in what was counted.
+    An id that is missing gets 0: it was not seen by whoever counted.
     """
     if hasattr(values, "columns"):
         raise ValueError(
-            f"`{name}` must be a vector, a dict or a Series. Received: a "
-            f"{type(values).__name__}; pass one of its columns"
+            f"`{name}` must be a vector, a dict or a Series. Received: {kind_of(values)}; pass one "
+            "of its columns"
         )
     if not _is_table(values):
         return values

@@ -18,12 +18,13 @@ from keras_balanced import callbacks, datasets, metrics, models, plots, serving,
 FLOORS = [
     {"validation", "backends"},
     {"surrogates", "targets", "scores", "models"},
-    {"stationary", "reading", "sums", "thresholds"},
+    {"stationary", "reading", "thresholds"},
     {"formula", "counting", "tails"},
     {"functional", "losses", "datasets"},
     {"decisions"},
-    {"layers", "metrics", "plots", "tuning.fingerprint"},
-    {"callbacks", "calibration", "tuning.grid", "tuning.oracle"},
+    {"layers", "sums", "plots", "tuning.fingerprint"},
+    {"metrics", "tuning.grid", "tuning.oracle"},
+    {"callbacks", "calibration"},
     {"finding", "tuning.hypermodel"},
     {"serving"},
     {"tuning.folds"},
@@ -100,6 +101,12 @@ def test_config_names_every_argument(name):
     parameters = inspect.signature(export.__init__).parameters
     config = export(**{k: v for k, v in required.items() if k in parameters}).get_config()
     assert set(config) >= {p for p in parameters if p not in ("self", "kwargs")}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_error_of_python_names_the_class(name):
+    with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) "):
+        CLASSES[name](no_such_argument=1)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -60,7 +60,7 @@ def test_bad_losses_of_ones_own_are_refused():
         tuning.loss_grid([1, 2], ["gla", weighted()], [0.0])
     with pytest.raises(ValueError, match=r"must have the 2 classes of `priors`"):
         tuning.loss_grid([1, 2], ["gla", BinaryGLALoss(0.5)], [0.0])
-    with pytest.raises(ValueError, match="and a `name` of its own"):
+    with pytest.raises(ValueError, match="and a `name` that no other has"):
         tuning.loss_grid(PRIORS, [weighted(), weighted()], [0.0])
     with pytest.raises(ValueError, match=r"or a `BalancedLoss`. Received: losses=\['mse'\]"):
         tuning.loss_grid(PRIORS, ["mse"], [0.0])

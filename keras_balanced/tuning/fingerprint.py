@@ -149,7 +149,7 @@ def _shape(data):
 
 
 def content(labels):
-    """Returns the checksum of labels as well, and how often each of them comes up."""
+    """Returns the shape of labels, their checksum, and how often each of them occurs."""
     if labels is None:
         return None
     if isinstance(labels, dict):

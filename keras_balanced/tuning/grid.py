@@ -115,7 +115,7 @@ def _check_own(loss, num_classes, grid):
     if not fits or (loss.name, surrogate.q) in {point[:2] for point in grid}:
         raise ValueError(
             f"A loss among `losses` must have the {num_classes} classes of `priors`, and a "
-            f"`name` of its own. Received: {loss!r} named {loss.name!r}"
+            f"`name` that no other has. Received: {loss!r} named {loss.name!r}"
         )
 
 

@@ -30,14 +30,14 @@ class BalancedHyperModel(keras_tuner.HyperModel):
     """Adds the choice of a balanced loss to a function that builds a model.
 
     The hyperparameters are `loss` (`"gla"` or `"gca"`), `q`, `tau` under GLA (`"1/(1-q)"` is the
-    default of the loss) and `margins` under GCA. Each distinct loss comes up once: a
+    default of the loss) and `margins` under GCA. Each distinct loss appears once: a
     hyperparameter is there only where it has a choice (see `loss_grid`). If the losses have
     different values of `q`, the hyperparameters are `gla_q` and `gca_q`. A hypermodel can be
     pickled if `build` can.
 
     Args:
         build: Function `build(hp)` or `build()` that returns a `keras.Model` from inputs to
-            logits `(B, K)`. It may use hyperparameters of its own, and compile the model: all that
+            logits `(B, K)`. It may use further hyperparameters, and compile the model: all that
             it compiles is kept, except the loss. Of a metric and a weighted metric of one name the
             weighted one has it, and is the objective; the other becomes `unweighted_...`.
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
@@ -134,10 +134,10 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             check_model(model, self.num_classes)
             refuse_adjusted_twice(model, loss)
         except ValueError as error:
-            # Which KerasTuner does not take for a failed trial.
+            # KerasTuner does not count this error as a failed trial.
             raise keras_tuner.errors.FatalValueError(str(error)) from error
         arguments = self._compile_arguments(model, loss)
-        # Of a subclass with a `compile` of its own, what that keeps stays.
+        # What the `compile` of a subclass has stored stays.
         compile_ = keras.Model.compile if model.compiled else type(model).compile
         compile_(model, **arguments, loss=loss)
         if not self._has_warned and (decision := self.decide(loss)) is not None:

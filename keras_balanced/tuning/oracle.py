@@ -68,17 +68,17 @@ class GridSearchOracle(keras_tuner.Oracle):
     ([keras-tuner #1055](https://github.com/keras-team/keras-tuner/issues/1055)).
 
     A hyperparameter may appear in some trials only, as `units_1` does for `num_layers` above 1: a
-    trial that ended without asking for it holds for all of its values. Meanwhile others wait with
-    what differs from a trial under way in such values only.
+    trial that ended without asking for it counts for all of its values. While a trial is under
+    way, a combination that differs from it in such values only waits.
 
     Args:
         objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
         max_trials: The largest number of trials. `None` is the whole grid.
-        seed: Seed of what KerasTuner draws; the grid has no chance in it.
+        seed: Seed of what KerasTuner draws at random; the grid itself is not random.
         hyperparameters: Optional `keras_tuner.HyperParameters` to override or fix some.
         allow_new_entries: Whether a hypermodel may ask for hyperparameters that
             `hyperparameters` lacks.
-        tune_new_entries: Whether to search such.
+        tune_new_entries: Whether to search these too.
         max_retries_per_trial: How often to train a trial again that failed.
         max_consecutive_failed_trials: Failures in a row that end the search.
 
@@ -149,7 +149,7 @@ class GridSearchOracle(keras_tuner.Oracle):
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        # KerasTuner's oracle does not say.
+        # The state of KerasTuner's own oracle has no such entry.
         self._revealed = set(state.get("revealed", self._names()))
 
     def reload(self) -> None:
@@ -242,10 +242,10 @@ class GridSearch(Tuner):
         hypermodel: A `BalancedHyperModel`, or any other.
         objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
         max_trials: The largest number of trials. `None` is the whole grid.
-        seed: Seed of what KerasTuner draws; the grid has no chance in it.
+        seed: Seed of what KerasTuner draws at random; the grid itself is not random.
         hyperparameters: Optional `keras_tuner.HyperParameters` to override or fix some.
         tune_new_entries: Whether to search hyperparameters that `hyperparameters` lacks.
-        allow_new_entries: Whether a hypermodel may ask for such.
+        allow_new_entries: Whether a hypermodel may ask for these.
         max_retries_per_trial: How often to train a trial again that failed.
         max_consecutive_failed_trials: Failures in a row that end the search.
         **kwargs: Further arguments of `keras_tuner.Tuner`: `directory`, `project_name`,
