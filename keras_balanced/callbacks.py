@@ -105,7 +105,7 @@ class PerClassReport(keras.callbacks.Callback):
         if hasattr(validation_data, "__next__"):
             raise ValueError(
                 "`validation_data` must be a tuple of arrays, or batches that can be read each "
-                f"epoch. Received: a {type(validation_data).__name__}"
+                f"epoch. Received: {validation.kind_of(validation_data)}"
             )
         if isinstance(validation_data, tuple):
             _check_numbers(validation_data[1:])

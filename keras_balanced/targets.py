@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_balanced import backends
 from keras_balanced.backends import Tensor
-from keras_balanced.validation import IgnoreClass
+from keras_balanced.validation import IgnoreClass, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -44,7 +44,7 @@ def as_numpy(name: str, values: Any, what: str = "numbers") -> np.ndarray:
         values = values.data
     if backends.is_ragged_or_sparse(values):
         raise ValueError(
-            f"{name} must be dense. Received: a {type(values).__name__}; pad a ragged one, as in "
+            f"{name} must be dense. Received: {kind_of(values)}; pad a ragged one, as in "
             "`values.to_tensor(-1)`, and give `ignore_class=-1`; make a sparse one dense, as in "
             "`tf.sparse.to_dense(values)` or `values.toarray()`"
         )
@@ -61,7 +61,7 @@ def as_numpy(name: str, values: Any, what: str = "numbers") -> np.ndarray:
     if array.dtype.kind not in "biuf":
         kind = "dates" if array.dtype.kind in "mM" else "text, missing values or unequal lists"
         raise ValueError(
-            f"{name} must be {what}. Received: a {type(values).__name__} of {kind}. Turn names "
+            f"{name} must be {what}. Received: {kind_of(values)} of {kind}. Turn names "
             "into ids first, as pandas's `.cat.codes`, scikit-learn's `LabelEncoder` or "
             "`keras.layers.StringLookup` do; concatenate or pad lists of unequal lengths"
         )

@@ -18,6 +18,7 @@ from keras_balanced.tuning.fingerprint import (
     fingerprint,
     write_atomically,
 )
+from keras_balanced.validation import kind_of
 
 __all__ = [
     "GridSearch",
@@ -332,7 +333,7 @@ def save_atomically(
     elif kind.save not in (_save_oracle, _save_tuner):
         raise ValueError(
             "`tuner_or_oracle` must have the `save` of KerasTuner, in whose place an atomic one "
-            f"comes. Received: a {kind.__name__} with another"
+            f"comes. Received: {kind_of(tuner_or_oracle)} with another"
         )
     if isinstance(getattr(tuner_or_oracle, "oracle", None), keras_tuner.Oracle):
         save_atomically(tuner_or_oracle.oracle)  # A worker has a client in its place.
