@@ -14,8 +14,9 @@ from keras import ops
 
 Tensor: TypeAlias = Any  # A tensor of the backend in use: Keras has no type for it.
 
-# From so many classes to so many numbers, TensorFlow's own cross-entropy takes more time than ours
-# as a graph on a CPU. Beyond, ours would take three arrays of the logits' size where it takes two.
+# Above so many classes, and up to so many numbers, TensorFlow's own cross-entropy is slower than
+# ours in a graph on a CPU. With more numbers ours would take three arrays of the logits' size where
+# TensorFlow takes two.
 _NATIVE_CLASSES = 128
 _NATIVE_NUMBERS = 2**21
 
@@ -145,7 +146,7 @@ def refuse_unless(valid: Tensor, labels: Tensor, message: str) -> Tensor:
         if not tf.executing_eagerly():
 
             def refuse() -> Tensor:
-                # What is out of range is the smallest or the largest.
+                # A label out of range is the smallest or the largest.
                 low, high = tf.reduce_min(labels), tf.reduce_max(labels)
                 received = [message, " Received: labels from", low, "to", high]
                 with tf.control_dependencies([tf.raw_ops.Assert(condition=False, data=received)]):
@@ -239,7 +240,7 @@ def tf_function(function: Callable[..., Any], *shapes: Sequence[int | None]) -> 
     import tensorflow as tf
 
     def in_few_sizes(*tensors: Any) -> Any:
-        # As `of_rows`: it is compiled again for each number of rows that is served.
+        # As in `of_rows`: it is compiled again for each number of rows that is served.
         rows = tf.shape(tensors[0])[:1]
         place = tf.searchsorted(tf.constant([2**i for i in range(31)]), rows)
         added = tf.bitwise.left_shift(tf.ones_like(place), place) - rows
@@ -321,7 +322,7 @@ class _SetMask(keras.layers.Layer):
         return inputs[1]
 
 
-# One for all: they have no state, and a layer takes long to make.
+# One layer for all calls: they have no state, and a layer takes long to make.
 _read_mask = functools.cache(_ReadMask)
 _set_mask = functools.cache(_SetMask)
 

@@ -184,7 +184,8 @@ def _no_temperature(log_posterior, labels, negative_log_likelihood):
     low, high = TEMPERATURES
     kinds = "examples that the model gets wrong, and more that it gets right"
     received = f"{expected}: {kinds}. Received: {len(labels)} examples, "
-    # The likelihood is convex in 1 / T: beyond the range it falls to the best one, if there is one.
+    # The negative log-likelihood is convex in 1 / T: beyond the range it falls towards the best
+    # temperature, if there is one.
     if negative_log_likelihood(low) < negative_log_likelihood(high):
         if (log_posterior.argmax(axis=-1) == labels).all():
             return f"{received}all right"
@@ -285,11 +286,11 @@ def estimate_priors(
     if validation is not None:
         held_out, labels = _labelled_posterior(validation, priors)
         own = np.bincount(labels, minlength=len(priors)) / len(labels)
-        # By symmetry, wrong probabilities may tell a uniform mix right, and miss every other.
+        # By symmetry, wrong probabilities may be right about a uniform mix, and about no other.
         if any(_misses(there, held_out, labels, priors, *limits) for there in (own, mix)):
             mix = _mix_by_confusion(probabilities, held_out, labels, priors)
     mix = np.maximum(mix, np.where(priors > 0, SMALLEST_PRIOR, 0.0))
-    # The rate of what is all positive is the largest float below 1.
+    # Where all examples are positive the rate is the largest float below 1.
     return float(min(mix[1], np.nextafter(1, 0))) if one_logit or is_rate else mix
 
 
@@ -365,7 +366,7 @@ def _likeliest_mix(probabilities, priors, max_iterations, tolerance, *, weights=
     for _ in range(max_iterations):
         if gain.max() - 1.0 <= tolerance:
             return priors / priors.sum()
-        # Two steps of expectation maximisation, and as far as they point to (SQUAREM).
+        # Two steps of expectation maximisation, extrapolated (SQUAREM).
         first = priors * gain
         second = first * look_at(first)[0]
         change, bend = first - priors, second - 2.0 * first + priors
@@ -487,7 +488,7 @@ def _held_out(model, loss, data, steps):
     bad = ~np.isfinite(weights) | (weights < 0)
     expected = "The weights of `validation_data` must be finite and not negative"
     validation.refuse_examples(bad, expected, places, len(kept))
-    # A logit of -inf masks a class: not that of the label.
+    # A logit of -inf masks a class, which must not be that of the label.
     finite = np.isfinite(logits) if loss.surrogate.binary else logits < np.inf
     log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
     log_posterior = log_posterior.astype("float64")

@@ -23,7 +23,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# Beyond, Keras's progress bar would print them all.
+# Keras's progress bar prints every log: more would flood it.
 _MAX_LOGGED = 100
 _BINARY = (
     *(keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy),
@@ -127,7 +127,7 @@ class PerClassReport(keras.callbacks.Callback):
         return copy.copy(self)
 
     def on_train_begin(self, logs=None):
-        # So that what does not fit is found before an epoch has passed.
+        # Data that do not fit should be found before an epoch has passed.
         compiled = self._of_output(getattr(self.model, "loss", None))
         first = next(self._batches(), None)
         if first is None:
@@ -149,7 +149,7 @@ class PerClassReport(keras.callbacks.Callback):
 
     def on_test_batch_begin(self, batch, logs=None):
         # Every callback has begun the validation, and none has ended it: the model has the weights
-        # that `val_*` describe. On JAX it gives them away for the first batch.
+        # that `val_*` describe. On JAX it loses them with the first batch.
         if not self._counted:
             self._count(self._batches())
 
@@ -198,7 +198,7 @@ class PerClassReport(keras.callbacks.Callback):
         self._metric.reset_state()
         batch = None
         for batch in data:
-            # Not `predict`, which loses the masks.
+            # `predict` would lose the masks.
             self._metric.update_state(batch.y, self._outputs(batch.x), batch.sample_weight)
         if batch is None:
             raise ValueError(

@@ -112,7 +112,7 @@ class LabelCounter:
                 "Labels must be integer classes. "
                 f"Received: labels of dtype {labels.dtype}, {labels[classes != labels][:5]}"
             )
-        # As unsigned numbers the negative ones are large: one look finds both kinds.
+        # As unsigned numbers the negative ones are large, so one comparison finds both kinds.
         if classes.size and classes.view("uint64").max() >= self.num_classes:
             bad = np.unique(classes[(classes < 0) | (classes >= self.num_classes)])
             raise ValueError(
@@ -158,11 +158,13 @@ class LabelForm:
     def __init__(self, num_classes: int, ignore_class: IgnoreClass):
         self.num_classes = num_classes
         self.ignore_class = ignore_class
-        # Why the labels are not class ids, or not targets: the first reason that was found.
+        # The first reason why the labels are not class ids, and why not targets.
         self.reasons: dict[str, ValueError] = {}
-        # How many batches there are; are `(..., K)` with a batch axis; are vectors `(K,)`; hold
-        # floats; and are vectors of a single example, as the number of inputs says.
-        self.batches = self.matrices = self.vectors = self.floats = self.single = 0
+        self.batches = 0
+        self.matrices = 0  # Batches `(..., K)` with a batch axis.
+        self.vectors = 0  # Batches `(K,)`.
+        self.single = 0  # Vectors that belong to one example, as the number of inputs says.
+        self.floats = 0  # Batches of floats.
 
     def add(self, labels: np.ndarray, x: Any = None, is_sparse: bool = False) -> None:
         """Takes note of the next labels, whose inputs are `x`."""

@@ -99,7 +99,7 @@ def _load_digits():
     data = load_digits()
     x = np.round(data.images * (255 / 16)).astype("uint8")[..., None]
     y = data.target.astype("int64")
-    # The last images of each class: their writers are others than those of the first.
+    # The last images of each class are by other writers than the first.
     test = np.zeros(len(y), bool)
     for k in range(10):
         test[np.flatnonzero(y == k)[-_DIGITS_TEST_COUNT:]] = True

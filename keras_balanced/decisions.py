@@ -223,7 +223,7 @@ class Decision:
             # An operator: `ops.matmul` of float64 is float32 on PyTorch.
             costs = p @ ops.convert_to_tensor(self.costs, dtype=scores.dtype)
             scores = -ops.reshape(costs, ops.shape(scores))
-            # A class that cannot be could be the best compromise.
+            # A masked class could otherwise have the least expected cost.
             masked = log_p < formula.MASKED / 2 / self.temperature
             low = ops.convert_to_tensor(formula.MASKED, dtype=scores.dtype)
             scores = ops.where(masked, low, scores)
@@ -264,7 +264,7 @@ class Decision:
             return np.allclose(self._shift, other._shift, atol=1e-6)
         alike = type(mine).log_posterior is type(its).log_posterior
         alike = alike and mine.surrogate == its.surrogate and self.costs == other.costs
-        # Only beside costs does more than the order of the probabilities count.
+        # Without costs only the order of the probabilities matters.
         alike = alike and (self.costs is None or self.temperature == other.temperature)
         first, second = (
             temperature * (change - change[..., :1])

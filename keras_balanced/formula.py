@@ -75,7 +75,7 @@ def _sparse_loss(
         ignored = targets.is_ignored(labels, ignore_class)
         label = targets.stand_in(surrogate.occurs, ignore_class)
         labels = ops.where(ignored, ops.full_like(labels, label), labels)
-        # So that a NaN there does not reach the gradient.
+        # A NaN there must not reach the gradient.
         logits = ops.where(ignored[..., None], like(logits, 0.0), logits)
 
     num_classes = len(surrogate.priors)
@@ -200,7 +200,7 @@ def _within_reach(logits: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]
         occurs = ops.convert_to_tensor(np.array(surrogate.occurs))
         logits = ops.where(occurs, logits, like(logits, -np.inf))
     largest = backends.largest(logits)[..., None]
-    # Near 0 the logits stay as they are: a difference is rounded, and of small ones not exact.
+    # Logits near 0 stay as they are, since a difference would be rounded.
     far = ops.where(ops.abs(largest) > 0.1 * _REACH, largest, like(logits, 0.0))
     logits, lowest = logits - far, largest - far - _REACH
     masked = logits < lowest

@@ -344,7 +344,7 @@ def refuse_adjusted_twice(
 ) -> None:
     """Raises if a model ends in a `LogitAdjustment`, and its loss takes the logits for others."""
     at_end = backends.layers_from_the_end(model, output_name)
-    # Of a loss of probabilities the softmax is at the end.
+    # A model whose loss takes probabilities ends in a softmax: what counts comes before it.
     layer = next((layer for layer in at_end if not backends.is_softmax(layer)), None)
     if not isinstance(layer, LogitAdjustment) or np.ptp(layer.surrogate.shift) == 0:
         return

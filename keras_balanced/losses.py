@@ -111,7 +111,7 @@ class BalancedLoss(keras.losses.Loss):
         y_true = targets.as_tensor("y_true", y_true)
         y_pred = targets.as_tensor("y_pred", y_pred)
         if self.from_logits:
-            # Before Keras casts `y_pred`, which loses the mark that a softmax leaves on it.
+            # Keras will cast `y_pred`, which loses the mark that a softmax leaves on it.
             backends.refuse_probabilities(y_pred)
         mask = backends.get_mask(y_pred)
         if mask is None and sample_weight is None:

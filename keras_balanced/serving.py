@@ -140,7 +140,7 @@ def export(
     class_names = validation.check_class_names(
         class_names, mix.shape[0], loss.surrogate.binary and not loss.surrogate.num_labels
     )
-    # Who gave a metric a decision, and the export another, has stated both.
+    # Where a metric and the export were given different decisions, both are meant.
     metrics.warn_of_other_decisions(model, decision, given=is_default)
     if backends.backend_name() == "torch":
         raise RuntimeError(
@@ -287,7 +287,7 @@ def _archive(tf, model, input_names, decision, classes):
     @tf.function(input_signature=[{**specs, "priors": mix}], autograph=False)
     def with_priors(inputs):
         inputs = dict(inputs)
-        # A loaded signature does not look at shapes.
+        # A loaded signature does not check shapes.
         sent = tf.ensure_shape(inputs.pop("priors"), mix.shape)
         priors = _checked_priors(tf, sent, decision.loss.surrogate)
         return answer(logits_of(inputs)["logits"], priors, True)
@@ -434,7 +434,7 @@ def _fixed_batch(model):
 def _refuse_probabilities(logits, loss):
     if loss.surrogate.binary or not loss.from_logits:
         return
-    # One-hot rows are something else than what a softmax gives.
+    # A softmax gives no one-hot rows.
     inside = ((logits > 0) & (logits < 1)).any() and logits.min() >= 0
     if inside and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-3):
         raise ValueError(
@@ -475,7 +475,7 @@ def _copy_to_next_version(gfile, saved, path):
     version = 1 + max((int(name) for name in names if name.isdigit()), default=0)
     target = f"{path.rstrip('/')}/{version}"
     files = [file for file in saved.rglob("*") if file.is_file()]
-    # Last what makes a directory a model.
+    # The file that makes the directory a model comes last.
     for file in sorted(files, key=lambda file: file.name == "saved_model.pb"):
         there = f"{target}/{file.relative_to(saved).as_posix()}"
         gfile.makedirs(there.rpartition("/")[0])

@@ -49,7 +49,7 @@ class ClassMetric(keras.metrics.Metric):
         else:
             targets.refuse_ignored(y_true, self.ignore_class, self._of_labels)
             y_true = ops.cast(targets.blank_labels(y_true, weights), self.dtype)
-            # Soft targets may be rounded; padding of -1 is none.
+            # Soft targets may be rounded; padding of -1 is not a target.
             valid = ops.logical_and(y_true >= 0, y_true <= 1 + 1e-3)
             if self.ignore_class is not None:
                 ignored = targets.is_ignored(y_true, self.ignore_class)
@@ -180,7 +180,7 @@ class RecallMetric(ClassMetric):
             weighted = y_true * weights[:, None]
             hits = ops.take_along_axis(weighted, predicted[:, None], axis=-1)[:, 0]
             total, correct = sums_of(weighted), sums_of(hits, predicted, self.num_classes)
-        # The NaN of one label out of range goes to every class.
+        # One label out of range makes every class NaN.
         self.total.assign_add(total + 0.0 * ops.sum(weights))
         self.correct.assign_add(correct)
 

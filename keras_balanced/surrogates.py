@@ -97,8 +97,8 @@ class Surrogate:
         self.shift = validation.check_per_class("shift", shift, shape)
         self.margins = validation.check_per_class("margins", margins, shape, positive=True)
         self.weights = validation.check_per_class("weights", weights, shape, positive=True)
-        # The distinct margins `(G,)`, and which of them each class has: what costs a row of logits
-        # per class costs one per level. No label has that of a class that does not occur.
+        # The distinct margins `(G,)`, and which of them each class has: work per class becomes work
+        # per level. The level of a class that does not occur is never looked up by a label.
         self.levels = np.unique(self.margins[self.occurs])
         self.level_of = np.searchsorted(self.levels, self.margins).clip(max=len(self.levels) - 1)
 

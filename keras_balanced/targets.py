@@ -188,7 +188,7 @@ def match_weights(weights: Any, shape: tuple) -> Any:
     if len(weights.shape) == rank + 1 and weights.shape[-1] == 1:
         weights = xp.squeeze(weights, axis=-1)
     missing = rank - len(weights.shape)
-    # An axis of unknown size is that of the targets.
+    # An axis of unknown size is taken for that of the targets.
     sizes = zip(weights.shape, shape, strict=False)
     if missing < 0 or not all(_same_size(a, b) or a == 1 for a, b in sizes):
         raise ValueError(

@@ -20,7 +20,7 @@ __all__ = [
     "suggest_loss",
 ]
 
-# Where the names are that need KerasTuner.
+# The rooms of the names that need KerasTuner.
 _MODULES = {
     "BalancedHyperModel": "hypermodel",
     "CrossValidation": "folds",

@@ -22,7 +22,7 @@ __all__ = [
     "write_atomically",
 ]
 
-# What does not change a result.
+# Arguments that change no result.
 _SILENT = ("verbose", "callbacks", "run_eagerly", "jit_compile", "steps_per_execution")
 
 
@@ -41,7 +41,7 @@ def fingerprint(hypermodel: Any, oracle: Any, args: tuple, kwargs: dict) -> dict
     if getattr(hypermodel, "seed", None) is not None:
         what["seed"] = hypermodel.seed
     if hasattr(hypermodel, "decide"):
-        # By the first loss: a grid may grow.
+        # Of the first loss only, since a grid may grow.
         decision = hypermodel.decide(next(iter(hypermodel.grid.values())))
         config = decision.get_config() if decision else {}
         what["decision"] = as_json({name: part for name, part in config.items() if name != "loss"})
@@ -72,7 +72,7 @@ def check_same_search(path: pathlib.Path, what: dict[str, Any]) -> None:
     what = _flat(what)
     if path.exists():
         before = json.loads(path.read_text())
-        # A loss may come or go: what is missing runs.
+        # Losses may be added or removed: a rerun trains what is missing.
         may_change = {n for n in before.keys() ^ what.keys() if n.startswith("loss ")}
         if changes := differences(before, what, may_change):
             raise ValueError(

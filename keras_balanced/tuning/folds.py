@@ -256,10 +256,10 @@ class CrossValidation(Tuner):
                     "`EarlyStopping` must monitor what `fit` reports. Received: "
                     f"monitor={monitor!r}, and reports of {sorted(history.history)}"
                 )
-            # It may have begun after the last epoch, and restored nothing.
+            # With `start_from_epoch` after the last epoch it has restored nothing.
             if stops and callback.restore_best_weights and callback.best is not None:
                 return model, callback.best_epoch + 1
-        # One that went on from a backup reports the last epochs only.
+        # A training resumed from a backup reports only the epochs since then.
         return model, history.epoch[-1] + 1 if history.epoch else fit_kwargs.get("epochs", 1)
 
 
@@ -270,7 +270,7 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     start = 0
     for k in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == k))
-        # Going on where the last class ended keeps the folds of one size.
+        # To start where the last class ended keeps the folds equally large.
         fold_of[members] = np.arange(start, start + len(members)) % folds
         start += len(members)
     return fold_of

@@ -184,14 +184,14 @@ class BalancedHyperModel(keras_tuner.HyperModel):
                 f"loss={model.loss!r} in place of {self.loss(hp)!r}"
             )
         callbacks = kwargs.get("callbacks") or []
-        # Those of others may write the objective into the logs.
+        # Callbacks of other packages may write the objective into the logs.
         writes_logs = any(
             type(callback).__module__.partition(".")[0] not in ("keras", "keras_tuner")
             for callback in callbacks
         )
         held_out = [kwargs.get(name) for name in ("validation_data", "validation_split")]
         for callback in callbacks:
-            # KerasTuner's own, which saves the best epoch: the only sight of the objective here.
+            # Only the callback with which KerasTuner saves the best epoch knows the objective.
             objective = getattr(callback, "objective", None)
             check_objective(objective)
             if objective is not None and not writes_logs:

@@ -182,7 +182,7 @@ class GridSearchOracle(keras_tuner.Oracle):
             trial.hyperparameters.values = hp.values
             return
         # Not `ensure_active_values`, which loses the value of a name that two hyperparameters
-        # have. A worker's trial comes with values of inactive ones.
+        # have. The trial of a worker also has values of inactive hyperparameters.
         kept = set() if trial.status == "COMPLETED" else hp.values.keys() - names
         while unused := [n for n in hp.values if n not in kept and not hp.is_active(n)]:
             for name in unused:
@@ -401,7 +401,7 @@ def _combinations(space, values=None) -> Iterator[dict[str, Any]]:
     """Yields the values of each combination of active hyperparameters, in a fixed order."""
     values = values or {}
     for hp in space:
-        # One becomes active when its parents have their values, in whatever order they come.
+        # A hyperparameter becomes active once its parents have values, in whatever order.
         if hp.name not in values and all(parent.is_active(values) for parent in hp.conditions):
             for value in _values(hp):
                 yield from _combinations(space, {**values, hp.name: value})
