@@ -623,35 +623,39 @@ class ClassCalibrationError(ClassMetric):
         super().__init__(num_classes, ignore_class, name, dtype, least=1)
         if isinstance(loss, dict):  # Out of a config.
             loss = keras.saving.deserialize_keras_object(loss)
+        self._check_posterior(loss, priors, temperature, from_logits)
+        self.loss = loss
+        self.priors = validation.as_json(priors, loss is not None and loss.surrogate.binary)
+        self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
+        self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
+        self.from_logits = bool(from_logits)
+        cells = (self.num_classes * self.num_bins,)
+        self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
+        self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
+
+    def _check_posterior(self, loss, priors, temperature, from_logits):
+        """Raises unless the arguments are those of the posterior of a loss, or all left out."""
         if loss is None:
             if priors is not None or temperature != 1.0:
                 raise ValueError(
                     "`priors` and `temperature` are those of the posterior of a `loss`. Received: "
                     "loss=None"
                 )
-        elif isinstance(loss, BalancedLoss):
-            labels = None if self.num_classes == 1 else self.num_classes
-            of = f"{self.num_classes} classes or labels"
-            check_size("loss", loss, (False, self.num_classes), (True, labels), of=of)
-            loss.surrogate.check_mix("priors", priors)
-        else:
+            return
+        if not isinstance(loss, BalancedLoss):
             raise ValueError(
-                "`loss` must be a loss of keras_balanced, whose posterior to look at. Received: "
+                "`loss` must be a loss of keras_balanced, whose posterior is measured. Received: "
                 f"loss={validation.show(loss)}"
             )
-        self.loss = loss
-        self.priors = validation.as_json(priors, loss is not None and loss.surrogate.binary)
-        self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
-        self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
-        self.from_logits = bool(from_logits)
-        if self.from_logits and self.loss is not None:
+        labels = None if self.num_classes == 1 else self.num_classes
+        of = f"{self.num_classes} classes or labels"
+        check_size("loss", loss, (False, self.num_classes), (True, labels), of=of)
+        loss.surrogate.check_mix("priors", priors)
+        if from_logits:
             raise ValueError(
                 "`from_logits` must be left out with a `loss`, whose own says it. Received: "
                 "from_logits=True and a loss"
             )
-        cells = (self.num_classes * self.num_bins,)
-        self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
-        self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.

@@ -363,6 +363,27 @@ def labels_of_examples(dataset: Any, y: Any, name: str) -> np.ndarray:
     )
     if y is not None:
         raise ValueError(f"`y` must be left out, since `{name}` is a dataset `(x, y)`. Received: y")
+    _check_single_examples(dataset, expected)
+    is_known = number_of_batches(dataset) is not None
+    advice = "if there is none, leave out its `.repeat()`"
+
+    def labels() -> np.ndarray:
+        examples = dataset.as_numpy_iterator()
+        examples = examples if is_known else say_how_far(examples, f"`{name}`", "examples", advice)
+        return np.array([example[1] for example in examples])
+
+    first, second = labels(), labels()
+    if not np.array_equal(first, second):
+        raise ValueError(
+            f"{expected}. Received: one that is shuffled anew; leave out its `.shuffle()`, or "
+            "give `reshuffle_each_iteration=False`, as `shuffle=False` where Keras reads a "
+            "directory"
+        )
+    return first
+
+
+def _check_single_examples(dataset: Any, expected: str) -> None:
+    """Raises unless a dataset has single examples with the labels of one output, and an end."""
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         kind = f"a dict of {list(spec)}" if isinstance(spec, dict) else f"{spec!r}"
@@ -382,19 +403,3 @@ def labels_of_examples(dataset: Any, y: Any, name: str) -> np.ndarray:
             f"{expected}. Received: labels of shape {label.shape}; take batches apart with "
             "`.unbatch()`"
         )
-    is_known = number_of_batches(dataset) is not None
-    advice = "if there is none, leave out its `.repeat()`"
-
-    def labels() -> np.ndarray:
-        examples = dataset.as_numpy_iterator()
-        examples = examples if is_known else say_how_far(examples, f"`{name}`", "examples", advice)
-        return np.array([example[1] for example in examples])
-
-    first, second = labels(), labels()
-    if not np.array_equal(first, second):
-        raise ValueError(
-            f"{expected}. Received: one that is shuffled anew; leave out its `.shuffle()`, or "
-            "give `reshuffle_each_iteration=False`, as `shuffle=False` where Keras reads a "
-            "directory"
-        )
-    return first

@@ -203,28 +203,10 @@ def gca_surrogate(
 ) -> Surrogate:
     """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
     base = Surrogate(priors, q, target_priors=target_priors, binary=binary)
-    weights, occurs = base.target_to_prior, base.occurs
-    if margins is None:
-        rho = base.margins
-    elif not isinstance(margins, str):
-        length = base.priors.shape[-1]
-        if not binary:  # What it says of a class that does not occur is without effect.
-            rho = validation.as_array("margins", margins, "positive numbers")
-            margins = np.where(occurs, rho, 1.0) if rho.shape == occurs.shape else rho
-        rho = validation.check_positive_vector("margins", margins, length=length)
-    elif margins == "cube_root":
-        rho = np.cbrt(weights * base.target_priors)
-        if not binary:
-            rho[occurs] = _round_to_levels(rho[occurs])
-    else:
-        raise ValueError(
-            '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
-            f"Received: margins={validation.show(margins)}"
-        )
-    rho = np.broadcast_to(rho, occurs.shape)
-    rho = np.where(occurs, rho / rho.mean(axis=-1, keepdims=True, where=occurs), 1.0)
-    if consistent:
-        weights = weights * rho
+    rho = np.broadcast_to(_check_margins(margins, base), base.occurs.shape)
+    mean = rho.mean(axis=-1, keepdims=True, where=base.occurs)
+    rho = np.where(base.occurs, rho / mean, 1.0)
+    weights = base.target_to_prior * rho if consistent else base.target_to_prior
     return Surrogate(
         priors,
         q,
@@ -234,6 +216,27 @@ def gca_surrogate(
         label_smoothing=label_smoothing,
         binary=binary,
     )
+
+
+def _check_margins(margins, base):
+    """Returns the margins of GCA, not yet normalised, for the class mixes of a `Surrogate`."""
+    if margins is None:
+        return base.margins
+    if not isinstance(margins, str):
+        if not base.binary:  # A number for a class that does not occur is without effect.
+            values = validation.as_array("margins", margins, "positive numbers")
+            fits = values.shape == base.occurs.shape
+            margins = np.where(base.occurs, values, 1.0) if fits else values
+        return validation.check_positive_vector("margins", margins, length=base.priors.shape[-1])
+    if margins != "cube_root":
+        raise ValueError(
+            '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
+            f"Received: margins={validation.show(margins)}"
+        )
+    rho = np.cbrt(base.target_to_prior * base.target_priors)
+    if not base.binary:
+        rho[base.occurs] = _round_to_levels(rho[base.occurs])
+    return rho
 
 
 def _round_to_levels(margins, step=1.05, most=64):
