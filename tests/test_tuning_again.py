@@ -124,6 +124,7 @@ OTHERS = {
     "epochs": ({}, {"epochs": 2}, "epochs: None -> 2"),
     "batch size": ({}, {"batch_size": 6}, "batch_size: 12 -> 6"),
     "labels": ({}, {"validation_data": (examples(12)[0], np.zeros(12))}, "validation_data"),
+    "inputs": ({}, {"validation_data": (examples(12)[0] / 2, examples(12)[1])}, "validation_data"),
 }
 
 
@@ -437,6 +438,48 @@ def test_fingerprints_of_any_data():
     assert len({json.dumps(what, sort_keys=True) for what in made}) == 8  # Series as arrays.
     frame = fingerprint.fingerprint(None, None, (pd.DataFrame(x), y), {})
     assert "(6, 4)" in frame["x"]
+
+
+def text_of(x=None, **kwargs):
+    return json.dumps(fingerprint.fingerprint(None, None, (x, np.arange(6)), kwargs))
+
+
+def test_fingerprints_of_inputs():
+    import pandas as pd
+
+    x = examples(6)[0]
+    tall = np.repeat(x, 1000, axis=0)
+    others = [x, x / 2, x.astype("float64"), [x, x], {"a": x}, {"a": x / 2}, tall, tall / 2]
+    assert len({text_of(other) for other in others}) == len(others)
+    same = [x, x.copy(), np.asfortranarray(x), keras.ops.convert_to_tensor(x)]
+    assert len({text_of(other).replace("<dtype: 'float32'>", "float32") for other in same}) == 1
+    assert text_of(pd.DataFrame(x)) != text_of(pd.DataFrame(x / 2))
+
+
+def test_fingerprints_of_callbacks():
+    stop, rate = keras.callbacks.EarlyStopping, keras.callbacks.LearningRateScheduler
+
+    def falling(epoch):
+        return 0.1 / (1 + epoch)
+
+    def constant(epoch):
+        return 0.1
+
+    others = [
+        [],
+        [stop(patience=3)],
+        [stop(patience=5)],
+        [stop("val_accuracy", patience=3)],
+        [rate(falling)],
+        [rate(constant)],
+        [keras.callbacks.ReduceLROnPlateau(factor=0.5)],
+        [keras.callbacks.ReduceLROnPlateau(factor=0.2)],
+    ]
+    assert len({text_of(callbacks=callbacks) for callbacks in others}) == len(others)
+    # What only looks on does not matter.
+    silent = [keras.callbacks.TerminateOnNaN(), Stop(3)]
+    assert text_of(callbacks=silent) == text_of(callbacks=[]) == text_of()
+    assert text_of(callbacks=[stop(verbose=1)]) == text_of(callbacks=[stop()])
 
 
 # Optuna
