@@ -214,9 +214,9 @@ def estimate_priors(
 
     Maximises the likelihood of the data over the class mix by expectation maximisation. Only the
     mix may have changed: the examples of each class still look as they did. And the probabilities
-    must be calibrated for `training_priors`: where they are slightly too unsure, of a temperature
-    of 1.1 to 1.5, the likeliest mix can be far off, with classes of about 0 that are there, and
-    nothing in the data tells. So give `validation`: where the likeliest mix of those data, as they
+    must be calibrated for `training_priors`: where they are slightly too unsure (a temperature of
+    1.1 to 1.5), the likeliest mix can be far off, with about 0 for classes that occur, and the data
+    do not show it. So give `validation`: where the likeliest mix of those data, as they
     are or weighted to the estimate, is not that of their labels, the estimate comes from their
     confusion matrix instead, which takes the probabilities as they are.
 

@@ -30,7 +30,7 @@ class FoundDecision(NamedTuple):
 
     Attributes:
         decision: The `Decision` by the class mix found.
-        score: Its score on the data that it was found on, and is the best for: too good.
+        score: Its score on the data that it was found on: too good, since it is the best for them.
         recalls: Its recalls on these data, `(K,)`: NaN for a class that never occurs.
         expected_score: The score to expect on new data, by cross-fitting, or `None`.
         expected_recalls: The recalls to expect on new data, `(K,)`, or `None`.
@@ -80,7 +80,7 @@ def find_decision(
     The search moves one class at a time to the middle of its best interval, until that improves
     nothing, from four mixes: the loss's own, the training mix, the uniform one and one between.
     It never ends below any of these that keeps `min_recall`. Of two classes it finds the best
-    there is; of more there may be a better one, which is rare.
+    decision; of more there is rarely a better one.
 
     Args:
         y_pred: Predictions of `N` held-out examples, as the loss takes them: `(..., K)`, of one
@@ -107,7 +107,7 @@ def find_decision(
 
     Returns:
         A `FoundDecision`, a named tuple of the `decision`; its `score` and `recalls` `(K,)` on
-        these data, which it was chosen by, so that they are too good; and `expected_score` and
+        these data, which are too good, since it was chosen by them; and `expected_score` and
         `expected_recalls` on new data, where each part is decided by what is found on the others.
         These are `None` with `folds=None`, and where a class has fewer than 2 examples.
 

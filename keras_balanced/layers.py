@@ -36,9 +36,9 @@ class ClassPrior(keras.layers.Layer):
     priors = (positives + smoothing) / (examples + 2 smoothing)      # of each label: multi_label
     ```
 
-    Counts are exact up to 2**53 examples per class, on every backend, and saved bit for bit. As
-    `adapt`, `load_weights` changes nothing in what has been traced before: inside a model that has
-    predicted, call `model.make_predict_function(force=True)` after it.
+    Counts are exact up to 2**53 examples per class, on every backend, and saved bit for bit. Like
+    `adapt`, `load_weights` does not change functions that were traced before: inside a model that
+    has predicted, call `model.make_predict_function(force=True)` after it.
 
     Args:
         num_classes: Number of classes `K`, at least 2; with `multi_label` of labels, at least 1.

@@ -314,12 +314,12 @@ class GLALoss(BalancedLoss):
     not. But a gradient in the tail carries `s^q`, and the shift starts `s` near 0 there: trained
     from scratch, `q >= 0.5` can lose the rare classes, and `tau = 1` loses fewer.
 
-    With `tau = 1` the minimiser decides for the mix `priors^q * target_priors^(1 - q)`. On tables
-    with wrong labels that lean is what `q = 0.3` gains by, and `target_priors` of `priors^0.3` at
-    `q = 0` gain nearly as much. A large `q` can pay where labels of images are wrong uniformly and
-    the network would memorise them: 0.7 or 0.9 with `tau=1`, chosen on held-out data. Then decide
-    by the argmax of the logits: `posterior` is that of a minimiser, from which such a training
-    stays far.
+    With `tau = 1` the minimiser decides for the mix `priors^q * target_priors^(1 - q)`, which leans
+    towards the frequent classes. On tables with wrong labels this lean explains most of the gain of
+    `q = 0.3`: `target_priors` of `priors^0.3` at `q = 0` gain nearly as much. A large `q` can pay
+    where labels of images are wrong uniformly and the network would memorise them: 0.7 or 0.9 with
+    `tau=1`, chosen on held-out data. Then decide by the argmax of the logits: `posterior` is right
+    at the minimum, and such a training stays far from it.
 
     Args:
         priors: Class mix of the data that the model sees, after any resampling: `K` counts or

@@ -81,8 +81,8 @@ class BalancedAccuracy(RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -122,8 +122,8 @@ class ClassRecall(RecallMetric):
         num_classes: Number of classes `K`, at least 2.
         class_id: The class whose recall is wanted. `None` (default) gives all, as `(K,)`.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -182,8 +182,8 @@ class WorstClassRecall(RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -227,8 +227,8 @@ class MacroF1(RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only. A class that is ignored has no F1 score.
         name: Optional name of the metric.
@@ -280,8 +280,8 @@ class GeometricMeanRecall(RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -367,8 +367,8 @@ class ShotRecall(RecallMetric):
             `thresholds[1]`) or `"medium"` (the rest).
         thresholds: Two numbers of examples, the larger first. Defaults to `(100, 20)`.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric. Defaults to the group and `"_shot_recall"`.

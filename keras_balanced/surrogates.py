@@ -159,7 +159,7 @@ class Surrogate:
         return validation.describe(self)
 
 
-def _read_only(array):
+def _read_only(array: np.ndarray) -> np.ndarray:
     """Returns a copy, since the array may be the caller's."""
     array = array.copy()
     array.setflags(write=False)
@@ -218,7 +218,7 @@ def gca_surrogate(
     )
 
 
-def _check_margins(margins, base):
+def _check_margins(margins: Any, base: Surrogate) -> np.ndarray:
     """Returns the margins of GCA, not yet normalised, for the class mixes of a `Surrogate`."""
     if margins is None:
         return base.margins
@@ -239,7 +239,7 @@ def _check_margins(margins, base):
     return rho
 
 
-def _round_to_levels(margins, step=1.05, most=64):
+def _round_to_levels(margins: np.ndarray, step: float = 1.05, most: int = 64) -> np.ndarray:
     """Returns margins `(K,)`; more than `most` different ones rounded to fewer levels.
 
     The levels have equal steps of their logarithm. With steps of 5% no margin moves by more than

@@ -38,8 +38,9 @@ class BalancedHyperModel(keras_tuner.HyperModel):
     Args:
         build: Function `build(hp)` or `build()` that returns a `keras.Model` from inputs to
             logits `(B, K)`. It may use further hyperparameters, and compile the model: all that
-            it compiles is kept, except the loss. Of a metric and a weighted metric of one name the
-            weighted one has it, and is the objective; the other becomes `unweighted_...`.
+            it compiles is kept, except the loss. Where a metric and a weighted metric have one
+            name, the weighted one keeps it and is the objective; the other becomes
+            `unweighted_...`.
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
             `ClassPrior`.
         losses: The losses to search: `"gla"`, `"gca"`, and any `BalancedLoss` as it is, under its
@@ -51,8 +52,8 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         compile_kwargs: Optional dict of arguments of `model.compile`: `optimizer`, `metrics` to
             have beside the balanced accuracy, `jit_compile`... They go before those of `build`.
         seed: Seed set before each build: all configurations start alike, and a resumed search
-            trains as an uninterrupted one would. `None` (default) sets none; keep to it with
-            `executions_per_trial` above 1, whose executions would be copies.
+            trains as an uninterrupted one would. `None` (default) sets none: leave it so with
+            `executions_per_trial` above 1, whose executions would otherwise be copies.
         options: Lists of further values to search, as in `loss_grid`: `tau` under GLA, `margins`
             under GCA.
 
