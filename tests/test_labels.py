@@ -1045,7 +1045,7 @@ def test_logit_adjustment_of_integers_and_lists():
 
 @pytest.mark.parametrize("mode", ["prior", "log_prior", "weight"])
 def test_a_class_prior_of_ids_from_1(mode):
-    """What has not come up is as what is out of range, and changes nothing for the others."""
+    """An unseen label is treated as one out of range, and changes nothing for the others."""
     wide, narrow = ClassPrior(4, output_mode=mode), ClassPrior(3, output_mode=mode)
     labels = np.array([0, 1, 1, 2])
     wide.adapt(labels + 1)

@@ -1,4 +1,4 @@
-"""A loss of one's own goes where GLA and GCA go: searches, export, calibration."""
+"""A custom loss goes where GLA and GCA go: searches, export, calibration."""
 
 import json
 
@@ -75,7 +75,7 @@ def test_surrogates_are_equal_by_value():
     assert surrogate != "surrogate"
     assert Surrogate(0.5, binary=True) != Surrogate([1, 1])
     assert weighted() == weighted() != weighted("another")
-    assert GLALoss([1] * 9 + [2]) != GLALoss([1] * 9 + [3])  # Which their `repr` cuts off.
+    assert GLALoss([1] * 9 + [2]) != GLALoss([1] * 9 + [3])  # Their `repr` cuts it off.
     assert GLALoss(PRIORS) == GLALoss(np.array(PRIORS))
     assert len({GLALoss(PRIORS), GLALoss(PRIORS), BalancedLoss(GLALoss(PRIORS).surrogate)}) == 2
 

@@ -430,7 +430,7 @@ def test_a_save_that_fails_leaves_the_old_files_whole(make, failure, tmp_path, m
         raise OSError("no space")
 
     if failure == "state":
-        # Which `json` finds out after it has written the rest.
+        # `json` finds this out after it has written the rest.
         for part in (tuner.oracle, trial, tuner):
             monkeypatch.setattr(part, "get_state", lambda: {"a": 1, "b": object()})
     else:
