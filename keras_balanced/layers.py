@@ -98,10 +98,13 @@ class ClassPrior(keras.layers.Layer):
         self.output_mode = output_mode
         self.multi_label = multi_label
         self.ignore_class = validation.check_ignore_class(ignore_class)
-        self._counter = LabelCounter(self.num_classes, multi_label, self.ignore_class)
         if counts is None:
             counts = np.zeros(self._counter.shape)
         self._counts = validation.check_counts("counts", counts, self._counter.shape)
+
+    @property
+    def _counter(self):
+        return LabelCounter(self.num_classes, self.multi_label, self.ignore_class)
 
     def adapt(self, data: Any, sample_weight: Any = None, steps: int | None = None) -> None:
         """Counts the classes in `data`, in one pass, in place of any former counts.
