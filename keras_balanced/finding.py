@@ -42,7 +42,7 @@ class FoundDecision(NamedTuple):
     >>> from keras_balanced import BinaryGLALoss
     >>> found = find_decision([-3.0, -1.0, 1.0, 3.0], [0, 0, 1, 1], BinaryGLALoss(0.5))
     >>> print(found.score, found.recalls, found.expected_score)
-    1.0 [1. 1.] 0.5
+    1.0 [1. 1.] 1.0
     """
 
     decision: Decision
@@ -126,11 +126,11 @@ def find_decision(
 
     >>> import numpy as np
     >>> from keras_balanced import GLALoss
-    >>> logits = np.array([[3, 0], [2, 0], [2, 1], [2, 1.5], [1, 2], [0, 2.0]])
-    >>> labels = np.array([0, 0, 0, 1, 1, 1])
+    >>> logits = np.array([[3, 0], [2, 0], [2, 1], [2, 1.5], [1, 2], [0, 2.0]]).repeat(5, axis=0)
+    >>> labels = np.array([0, 0, 0, 1, 1, 1]).repeat(5)
     >>> found = find_decision(logits, labels, GLALoss(priors=[5, 1]))
-    >>> print(f"{found.score:.2f} {found.expected_score:.2f}", found.decision(logits))
-    1.00 0.67 [0 0 0 1 1 1]
+    >>> print(f"{found.score:.2f} {found.expected_score:.2f}", found.decision(logits[::5]))
+    1.00 1.00 [0 0 0 1 1 1]
 
     References:
         - [Lipton et al., 2014](https://arxiv.org/abs/1402.1892) (thresholds for F1)

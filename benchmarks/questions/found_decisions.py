@@ -124,7 +124,7 @@ def two_class_splits(problem, seeds):
 
 
 def tails(problem, seeds):
-    """Returns the splits of a problem of many classes, cut to a tail in an order drawn each time."""
+    """Returns the splits of a problem cut to a tail, in an order of the classes drawn each time."""
     import numpy as np
 
     from benchmarks import keel
