@@ -42,7 +42,7 @@ class Stop(keras.callbacks.Callback):
 
 
 class Scored(tuning.BalancedHyperModel):
-    """That trains nothing: of a grid it counts which points come up."""
+    """Trains nothing, and counts which points of a grid it is given."""
 
     def build(self, hp):
         self.loss(hp)
@@ -596,7 +596,7 @@ def test_a_study_that_refused_goes_on_with_its_own_grid(name, q, tmp_path):
     study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **grid).q, n_trials=3)
     ended = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert {trial.value for trial in ended} <= set(q)
-    if name == "brute force":  # Which takes all of them.
+    if name == "brute force":  # It takes all of them.
         assert {trial.value for trial in ended} == set(q)
 
 

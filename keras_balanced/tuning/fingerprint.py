@@ -22,7 +22,7 @@ __all__ = [
     "write_atomically",
 ]
 
-# What does not change a result, or is looked at by itself.
+# Arguments that change no result, or are looked at by themselves.
 _SILENT = ("verbose", "callbacks", "run_eagerly", "jit_compile", "steps_per_execution")
 
 
@@ -42,7 +42,7 @@ def fingerprint(hypermodel: Any, oracle: Any, args: tuple, kwargs: dict) -> dict
     if getattr(hypermodel, "seed", None) is not None:
         what["seed"] = hypermodel.seed
     if hasattr(hypermodel, "decide"):
-        # By the first loss: a grid may grow.
+        # Of the first loss only, since a grid may grow.
         decision = hypermodel.decide(next(iter(hypermodel.grid.values())))
         config = decision.get_config() if decision else {}
         what["decision"] = as_json({name: part for name, part in config.items() if name != "loss"})
@@ -73,7 +73,7 @@ def check_same_search(path: pathlib.Path, what: dict[str, Any]) -> None:
     what = _flat(what)
     if path.exists():
         before = json.loads(path.read_text())
-        # A loss may come or go: what is missing runs.
+        # Losses may be added or removed: a rerun trains what is missing.
         may_change = {n for n in before.keys() ^ what.keys() if n.startswith("loss ")}
         if changes := differences(before, what, may_change):
             raise ValueError(
@@ -179,7 +179,7 @@ def _shape(data):
 
 
 def content(labels):
-    """Returns the checksum of labels as well, and how often each of them comes up."""
+    """Returns the shape of labels, their checksum, and how often each of them occurs."""
     if labels is None:
         return None
     if isinstance(labels, dict):
