@@ -144,15 +144,14 @@ def train(row, output, states):
     print(f"{row.title()}: {of[0]:.1f}, by posterior {of[1]:.1f}", flush=True)
 
 
-def run_queue(rows, output, folder, number):
-    """Trains what has no result yet; returns the rows that failed."""
+def run_queue(rows, output, folder, limit):
+    """Trains what has no result yet, `limit` at a time; returns the rows that failed."""
     states = folder / "states"
     found = {store.key(run["settings"]): run for run in store.read(output)}
     done = {row: found[key] for row in rows if (key := store.key(row.settings())) in found}
     left = [row for row in rows if row not in done]
     print_plan(left, done, states)
-    workers.share_cores(number, RECIPE.threads)
-    spawn = multiprocessing.get_context("spawn")
+    workers.share_cores(limit, RECIPE.threads)
     running, failed = {}, []
 
     def stop(*_):
@@ -164,21 +163,31 @@ def run_queue(rows, output, folder, number):
         signal.signal(number, stop)
     with only_queue(folder) as write_ids:
         while True:
-            for row in list(left):
-                free = len(running) < number and not backups.STOP.is_set()
-                if free and ready(row, [*left, *running], states):
-                    left.remove(row)
-                    running[row] = spawn.Process(target=train, args=(row, output, states))
-                    running[row].start()
+            start_ready(left, running, limit, output, states)
             write_ids([os.getpid(), *(process.pid for process in running.values())])
             if not running:
                 return failed
             connection.wait([process.sentinel for process in running.values()])
-            for row, process in list(running.items()):
-                if process.exitcode is not None:
-                    del running[row]
-                    if process.exitcode and not backups.STOP.is_set():
-                        failed.append(row)
+            failed += remove_ended(running)
+
+
+def start_ready(left, running, limit, output, states):
+    """Starts rows, while there is room, and moves them from those left to those running."""
+    spawn = multiprocessing.get_context("spawn")
+    for row in list(left):
+        free = len(running) < limit and not backups.STOP.is_set()
+        if free and ready(row, [*left, *running], states):
+            left.remove(row)
+            running[row] = spawn.Process(target=train, args=(row, output, states))
+            running[row].start()
+
+
+def remove_ended(running):
+    """Returns those of the rows that have ended that failed, and not because they were stopped."""
+    ended = {row: process for row, process in running.items() if process.exitcode is not None}
+    for row in ended:
+        del running[row]
+    return [row for row, of in ended.items() if of.exitcode and not backups.STOP.is_set()]
 
 
 def main(argv=None):

@@ -102,7 +102,7 @@ def test_part_of_a_question(luck, capsys):
     capsys.readouterr()
     command.main(["report", "luck", "--results", str(output)])
     assert capsys.readouterr().out.endswith("| 1 | 2 |\n| 0 | 0 |\n\n")
-    with pytest.raises(SystemExit, match="The settings are length, seed. Received: epochs"):
+    with pytest.raises(SystemExit, match=r"The settings are length, seed\. Received: epochs"):
         command.main([*arguments, "--only", "epochs=3"])
     with pytest.raises(SystemExit, match="No case has seed=7"):
         command.main([*arguments, "--only", "seed=7"])
