@@ -15,12 +15,14 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }
+REPORTS = sorted((ROOT / "benchmarks" / "reports").iterdir())
+PAGES |= {f"reports/{path.name}": f"benchmarks/reports/{path.name}" for path in REPORTS}
 TUTORIALS = "tutorials/"
 
 
 def on_files(files, config):
     for page, source in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+        files.append(File.generated(config, page, content=(ROOT / source).read_bytes()))
     for file in list(files):
         path = pathlib.PurePosixPath(file.src_uri)
         if file.src_uri.startswith(TUTORIALS) and path.suffix == ".py":
