@@ -13,7 +13,7 @@ LOWEST := .venv-lowest
 WHEEL := .venv-wheel
 # The queue of long trainings: its clone, its environment, backups and weights. `make clean` leaves it alone.
 LONG ?= .long
-CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide \
+CORE := $(patsubst %,tests/test_%.py,binary calibration callbacks device_loop distribution_cost distribution_guide \
 	distribution_jax functional keras_contract labels layers loops losses metrics numerics pairs \
 	posterior round_trips serving tables targets)
 
