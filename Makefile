@@ -20,7 +20,7 @@ CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_c
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 DEMO := examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 --epochs 60 \
-	--batch-size 32 --losses ce logit_adjusted gla gca
+	--batch-size 32 --losses ce gla gca --seeds 0 1 2
 
 .PHONY: demo test test-slow test-docs test-backends test-lowest test-wheel docs build clean long quiet
 
