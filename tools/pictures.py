@@ -1,0 +1,213 @@
+"""Draws the pictures of the page "Results" from the committed results of the benchmarks.
+
+    python tools/pictures.py
+
+`docs/img/demo.png` is drawn by `make -B docs/img/demo.png`.
+"""
+
+import json
+import pathlib
+from collections import defaultdict
+
+import numpy as np
+from matplotlib import pyplot as plt
+from scipy import stats
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+# Readable on white and on black, as the background is transparent.
+GREY, ORANGE, BLUE, GREEN, PURPLE = "#7b7b7b", "#d1682a", "#3a7fc1", "#3d9a4b", "#a45fc0"
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "savefig.transparent": True,
+    "savefig.dpi": 150,
+}
+STYLE |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), GREY)
+STYLE |= dict.fromkeys(("xtick.color", "ytick.color"), GREY)
+# A way to decide: its name in code or in words, its loss in the results, which recalls, a colour.
+WAYS = {
+    "cross-entropy": ("ce", "recalls", GREY),
+    "focal loss": ("focal", "recalls", GREY),
+    "class weights": ("weighted", "recalls", PURPLE),
+    "cross-entropy, then LogitAdjustment(prior)": ("ce", "recalls_of_posterior", ORANGE),
+    "GLALoss(prior)": ("logit_adjusted", "recalls", BLUE),
+    "GCALoss(prior)": ("gca", "recalls_of_posterior", GREEN),
+}
+
+
+def lines(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+def balanced_accuracies(name, ratio, epochs):
+    """Returns `{(loss, recalls): balanced accuracies of the seeds}` of one setting."""
+    found = defaultdict(list)
+    for run in lines(name):
+        settings, recipe = run["settings"], run["recipe"]
+        here = (settings["profile"], settings["ratio"], recipe["epochs"], settings["held_out"])
+        if here == ("exponential", ratio, epochs, 0):
+            for kind in ("recalls", "recalls_of_posterior"):
+                found[settings["loss"], kind].append(100 * np.mean(run["result"][kind]))
+    return found
+
+
+def dots(ax, rows, colors):
+    """Draws the mean of each row and its standard error, from above to below."""
+    for i, (values, color) in enumerate(zip(rows.values(), colors, strict=True)):
+        if len(values):
+            ax.errorbar(
+                np.mean(values), -i, xerr=stats.sem(values), fmt="o", color=color, capsize=3
+            )
+    ax.set_yticks(-np.arange(len(rows)), rows)
+    ax.set_ylim(0.5 - len(rows), 0.5)
+    ax.grid(axis="x", color=GREY, alpha=0.25)
+
+
+def images():
+    """Balanced accuracy on three sets of long-tailed images."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+    settings = {
+        "CIFAR-10, ratio 100": ("accuracy_cifar10.jsonl", 100, 100),
+        "CIFAR-100, ratio 100": ("accuracy_cifar100.jsonl", 100, 100),
+        "digits, ratio 50": ("accuracy_digits.jsonl", 50, 60),
+    }
+    for ax, (title, setting) in zip(axes, settings.items(), strict=True):
+        found = balanced_accuracies(*setting)
+        rows = {way: found[key[:2]] for way, key in WAYS.items()}
+        dots(ax, rows, [color for *_, color in WAYS.values()])
+        ax.set_title(title, size=11)
+    axes[1].set_xlabel("balanced accuracy, %")
+    return figure
+
+
+def tables():
+    """What each method gains on post-hoc adjustment, over the sources of real tables."""
+    scores = defaultdict(lambda: defaultdict(list))
+    for run in lines("tables.jsonl"):
+        for kind in ("balanced_accuracy", "balanced_accuracy_posterior"):
+            if kind in run["scores"]:
+                scores[run["method"], kind][run["source"]].append(run["scores"][kind])
+    means = {
+        key: {source: 100 * np.mean(values) for source, values in of.items()}
+        for key, of in scores.items()
+    }
+    base = means["ce", "balanced_accuracy_posterior"]
+    ways = {
+        "cross-entropy": ("ce", "balanced_accuracy", GREY),
+        "focal loss": ("focal", "balanced_accuracy", GREY),
+        "gradient boosting, class weights": ("gradient_boosting", "balanced_accuracy", GREY),
+        "balanced random forest": ("balanced_forest", "balanced_accuracy", GREY),
+        "SMOTE": ("smote", "balanced_accuracy", PURPLE),
+        "oversampling": ("oversampled", "balanced_accuracy", PURPLE),
+        "class weights": ("weighted", "balanced_accuracy", PURPLE),
+        "GLALoss(prior)": ("logit_adjusted", "balanced_accuracy", BLUE),
+        "GCALoss(prior)": ("gca", "balanced_accuracy_posterior", GREEN),
+    }
+    rows = {
+        way: [means[key[:2]][source] - base[source] for source in base] for way, key in ways.items()
+    }
+    figure, ax = plt.subplots(figsize=(9, 3.4))
+    dots(ax, rows, [color for *_, color in ways.values()])
+    ax.axvline(0, color=ORANGE)
+    ax.set_xlabel("points of balanced accuracy over cross-entropy, then LogitAdjustment(prior)")
+    return figure
+
+
+def pixels():
+    """Balanced accuracy and IoU of a rare class of pixels."""
+    found = json.loads((RESULTS / "segmentation.json").read_text())["ways"]
+    names = {"post-hoc": "then LogitAdjustment(prior)", "focal": "focal loss"}
+    names |= {"GLA": "GLALoss(prior)", "GCA": "GCALoss(prior)"}
+    colors = [GREY, ORANGE, PURPLE, GREY, PURPLE, BLUE, GREEN]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+    for ax, score in zip(axes, ("balanced accuracy", "rare IoU"), strict=True):
+        rows = {
+            names.get(way, way): [100 * run[score] for run in runs] for way, runs in found.items()
+        }
+        dots(ax, rows, colors)
+        ax.set_xlabel(f"{score}, %")
+    return figure
+
+
+def wrong_labels():
+    """What a large q gains, by how many wrong labels logit adjustment learns by heart."""
+    figure, ax = plt.subplots(figsize=(9, 3.6))
+    for label, color, pattern in (
+        ("digits", BLUE, "noise*digits.jsonl"),
+        ("CIFAR", ORANGE, "noise_cifar*.jsonl"),
+    ):
+        pairs = defaultdict(dict)
+        for path in sorted(RESULTS.glob(pattern)):
+            for run in lines(path.name):
+                settings = {**run["settings"], **run["recipe"]}
+                loss, held_out = settings.pop("loss"), settings["held_out"]
+                if settings.get("label_noise") and held_out == 0:
+                    pairs[json.dumps(settings, sort_keys=True)][loss] = run["result"]
+        for of in pairs.values():
+            if {"logit_adjusted", "gla_q0.7_tau1"} <= set(of):
+                base, loss = of["logit_adjusted"], of["gla_q0.7_tau1"]
+                gain = 100 * (np.mean(loss["recalls"]) - np.mean(base["recalls"]))
+                ax.plot(100 * base["memorised"], gain, "o", color=color, alpha=0.6, label=label)
+                label = None
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    ax.set_xlabel("% of the wrong labels that GLALoss(prior) learns by heart")
+    ax.set_ylabel("gain of q=0.7, tau=1")
+    ax.legend(frameon=False)
+    return figure
+
+
+def probabilities():
+    """The log loss in changed class mixes, with the mix known, estimated and ignored."""
+    mixes = defaultdict(lambda: defaultdict(list))
+    for run in lines("mixes_cifar10.jsonl"):
+        if run["settings"]["held_out"] == 0:
+            for mix in run["result"]["probabilities"].get("after", {}).values():
+                for given in ("known", "estimated", "training"):
+                    if given in mix:
+                        mixes[run["settings"]["loss"]][given].append(mix[given]["log_loss"])
+    ways = {"cross-entropy": "ce", "GLALoss(prior)": "logit_adjusted", "GCALoss(prior)": "gca"}
+    names = {"known": "stated", "estimated": "estimated", "training": "that of training"}
+    figure, ax = plt.subplots(figsize=(9, 3))
+    for i, ((given, name), color) in enumerate(
+        zip(names.items(), (GREEN, BLUE, ORANGE), strict=True)
+    ):
+        heights = [np.mean(mixes[loss][given]) for loss in ways.values()]
+        bars = ax.bar(np.arange(3) + 0.27 * (i - 1), heights, 0.25, color=color, label=name)
+        ax.bar_label(bars, fmt="%.2f", color=GREY)
+    ax.set_xticks(range(3), ways)
+    ax.set_ylabel("log loss")
+    ax.legend(title="priors", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def margins():
+    """Balanced accuracy with and without margins, by two readings of the paper's summary."""
+    found = balanced_accuracies("accuracy_digits.jsonl", 50, 60)
+    rows = {
+        "margins=counts ** (1/3)": found["gca_counts", "recalls_of_posterior"],
+        "margins=None: class weights": found["weighted", "recalls"],
+        'margins="cube_root", the default': found["gca", "recalls_of_posterior"],
+    }
+    figure, ax = plt.subplots(figsize=(9, 1.8))
+    dots(ax, rows, [GREY, PURPLE, GREEN])
+    ax.set_xlabel("balanced accuracy, %")
+    return figure
+
+
+PICTURES = (images, tables, pixels, wrong_labels, probabilities, margins)
+
+
+def main(folder):
+    folder.mkdir(exist_ok=True)
+    with plt.rc_context(STYLE):
+        for draw in PICTURES:
+            figure = draw()
+            figure.savefig(folder / f"{draw.__name__}.png", metadata={"Software": None})
+            plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(ROOT / "docs" / "img")
