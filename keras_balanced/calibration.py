@@ -316,7 +316,7 @@ def _labelled_posterior(validation, priors):
     return held_out, labels
 
 
-def _likeliest_mix(probabilities, priors, max_iterations, tolerance, weights=None):
+def _likeliest_mix(probabilities, priors, max_iterations, tolerance, *, weights=None):
     """Returns the class mix of the greatest likelihood; `weights` of the examples sum to 1."""
     ratios = probabilities / np.where(priors > 0, priors, 1.0)
     weights = np.full(len(ratios), 1.0 / len(ratios)) if weights is None else weights

@@ -115,11 +115,11 @@ class Decision:
             mix = surrogate.check_mix("target_priors", target_priors)
         elif priors is not None:
             mix = surrogate.check_mix("priors", priors)
-        self.target_priors = validation.plain(target_priors, binary)
+        self.target_priors = validation.as_json(target_priors, binary)
         self.costs = None if costs is None else _check_costs(costs, surrogate).tolist()
         self.threshold = None if threshold is None else _check_threshold(threshold, surrogate)
         self.by = by
-        self.priors = validation.plain(priors, binary)
+        self.priors = validation.as_json(priors, binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
         # What is added to the log-posterior.
         self._log_priors = np.log(np.where(mix > 0, mix, 1.0))
@@ -330,7 +330,7 @@ class _Decide(keras.layers.Layer):
     def __init__(self, decision, scores=False, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
-        self.decision = check_decision("decision", decision)
+        self.decision: Any = check_decision("decision", decision)
         self.scores = bool(scores)
 
     def call(self, y_pred):

@@ -270,7 +270,7 @@ def _log(mix):
 def _starts(surrogate):
     """Returns the logarithms of the class mixes to start from."""
     prior, own = _log(surrogate.priors), _log(surrogate.target_priors)
-    different = []
+    different: list[np.ndarray] = []
     for start in (own, prior, np.zeros_like(prior), 0.5 * prior):
         known = [np.ptp((start - other)[surrogate.occurs]) for other in different]
         if min(known, default=1.0) > 1e-9:

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, formula, reading, surrogates, targets, validation
+from keras_balanced import backends, formula, surrogates, targets, validation
+from keras_balanced.counting import LabelCounter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from keras_balanced.validation import ClassMix
 
 __all__ = ["ClassPrior", "LogitAdjustment"]
-
-# Labels that stay in the cache while they are checked and counted.
-_CHUNK = 1 << 17
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -100,10 +98,10 @@ class ClassPrior(keras.layers.Layer):
         self.output_mode = output_mode
         self.multi_label = multi_label
         self.ignore_class = validation.check_ignore_class(ignore_class)
-        self._counts_shape = (self.num_classes, 2) if multi_label else (self.num_classes,)
+        self._counter = LabelCounter(self.num_classes, multi_label, self.ignore_class)
         if counts is None:
-            counts = np.zeros(self._counts_shape)
-        self._counts = validation.check_counts("counts", counts, self._counts_shape)
+            counts = np.zeros(self._counter.shape)
+        self._counts = validation.check_counts("counts", counts, self._counter.shape)
 
     def adapt(self, data: Any, sample_weight: Any = None, steps: int | None = None) -> None:
         """Counts the classes in `data`, in one pass, in place of any former counts.
@@ -127,7 +125,7 @@ class ClassPrior(keras.layers.Layer):
             ValueError: for invalid labels, no labels at all, or data without end; the former
                 counts stay.
         """
-        counts = self._counted(data, sample_weight, steps, is_whole=True)
+        counts = self._counter.count(data, sample_weight, steps, is_whole=True)
         if not counts.any():
             raise ValueError("`adapt` expected at least one label. Received: data with none")
         self._counts = counts
@@ -138,7 +136,8 @@ class ClassPrior(keras.layers.Layer):
         It does not see the rest of the labels. So it refuses those that can be one-hot targets as
         well as class ids; ids of shape `(N, 1)` are clear.
         """
-        self._counts = self._counts + self._counted(data, sample_weight, steps, is_whole=False)
+        counts = self._counter.count(data, sample_weight, steps, is_whole=False)
+        self._counts = self._counts + counts
 
     def merge_state(self, layers: ClassPrior | Iterable[ClassPrior]) -> None:
         """Adds the counts of one or several other `ClassPrior` layers, as of other shards."""
@@ -159,7 +158,7 @@ class ClassPrior(keras.layers.Layer):
     def reset_state(self) -> None:
         """Clears the counts."""
         # NumPy, not a variable: float64 is exact up to 2**53 examples on every backend.
-        self._counts = np.zeros(self._counts_shape)
+        self._counts = np.zeros(self._counter.shape)
 
     @property
     def counts(self) -> np.ndarray:
@@ -182,11 +181,11 @@ class ClassPrior(keras.layers.Layer):
         return smoothed / smoothed.sum(axis=-1, keepdims=True)
 
     def __call__(self, labels, **kwargs):
-        if backends.is_tf_symbol(labels) and backends.name() != "tensorflow":
+        if backends.is_tf_symbol(labels) and backends.backend_name() != "tensorflow":
             raise ValueError(
                 "`ClassPrior` runs in `dataset.map` on the TensorFlow backend only. Use "
                 "`tf.gather(prior.priors, labels)` there. "
-                f"Received: a tensor of `tf.data` on the {backends.name()} backend"
+                f"Received: a tensor of `tf.data` on the {backends.backend_name()} backend"
             )
         return super().__call__(targets.as_tensor("labels", labels), **kwargs)
 
@@ -201,7 +200,7 @@ class ClassPrior(keras.layers.Layer):
             "weight": 1.0 / (occurs.sum(axis=-1, keepdims=True) * priors),
         }[self.output_mode]
         table = ops.convert_to_tensor(values, dtype=self.compute_dtype)
-        labels = targets.signed(labels)
+        labels = targets.as_signed(labels)
         known, valid = targets.valid_ids(labels, table.shape[-1])
         if self.multi_label:
             outputs = ops.where(ops.equal(known, 1), table[:, 1], table[:, 0])
@@ -237,113 +236,6 @@ class ClassPrior(keras.layers.Layer):
 
     def __repr__(self) -> str:
         return validation.describe(self)
-
-    def _counted(self, data, sample_weight, steps, is_whole):
-        """Returns the counts of `data`, which are all the labels or a part of them."""
-        batches = (
-            (x, *self._as_arrays(labels, weights), labels)
-            for x, labels, weights in reading.read_labels(data, sample_weight, steps)
-        )
-        if self.multi_label:
-            return sum(
-                (self._count_labels(labels, weights) for _, labels, weights, _ in batches),
-                start=np.zeros(self._counts_shape),
-            )
-        form = targets.LabelForm(self.num_classes, self.ignore_class)
-        counters = {form.IDS: self._count_ids, form.TARGETS: self._count_targets}
-        counts = {name: np.zeros(self.num_classes) for name in counters}
-
-        def decide():
-            return form.decide(counts[form.IDS][2:].any(), is_whole)
-
-        for x, labels, weights, given in batches:
-            if not labels.size:
-                continue
-            form.add(labels, x, is_sparse=targets.is_sparse(given))
-            for name in filter(form.may_be, counters):
-                try:
-                    counts[name] += counters[name](labels, weights)
-                except ValueError as error:
-                    form.exclude(name, error)
-            if not any(map(form.may_be, counters)):
-                decide()  # Raises.
-        return counts[decide()]
-
-    def _as_arrays(self, labels, weights):
-        what = "integer classes, or one-hot or soft targets"
-        if self.multi_label:
-            what = f"numbers in [0, 1] of shape (..., {self.num_classes})"
-        labels, weights = targets.as_counted(labels, weights, self.num_classes, what)
-        if weights is not None:
-            weights = weights.astype("float64")
-            if not (np.isfinite(weights) & (weights >= 0)).all():
-                raise ValueError("`sample_weight` must be finite and not negative")
-        return labels, weights
-
-    def _count_labels(self, labels, weights):
-        if self.num_classes == 1 and labels.shape[-1:] != (1,):
-            labels = labels[..., None]
-        weights = targets.match_weights(np.ones(()) if weights is None else weights, labels.shape)
-        if self.ignore_class is not None:
-            weights = np.where(targets.is_ignored(labels, self.ignore_class), 0.0, weights)
-        labels = np.where(weights > 0, labels, 0)
-        invalid = labels[~((labels >= 0) & (labels <= 1))]
-        if labels.shape[-1:] != (self.num_classes,) or invalid.size:
-            received = f"labels {np.unique(invalid)[:10].tolist()}" if invalid.size else "labels"
-            raise ValueError(
-                f"Labels must be numbers in [0, 1] of shape (..., {self.num_classes}). "
-                f"Received: {received} of dtype {labels.dtype} and shape {labels.shape}"
-            )
-        ones = weights * labels
-        return np.stack([weights - ones, ones], -1).reshape(-1, self.num_classes, 2).sum(axis=0)
-
-    def _count_ids(self, labels, weights):
-        if weights is not None:
-            weights = targets.match_weights(weights, labels.shape)
-            labels, weights = labels[weights > 0], weights[weights > 0]
-        labels = labels.reshape(-1)
-        counts = np.zeros(self.num_classes)
-        for start in range(0, len(labels), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            counts += self._count_chunk(labels[chunk], None if weights is None else weights[chunk])
-        return counts
-
-    def _count_chunk(self, labels, weights):
-        if self.ignore_class is not None:
-            kept = ~targets.is_ignored(labels, self.ignore_class)
-            labels, weights = labels[kept], None if weights is None else weights[kept]
-        with np.errstate(invalid="ignore"):  # NaN
-            classes = labels.astype("int64", copy=False)
-        if labels.dtype.kind == "f" and (classes != labels).any():
-            raise ValueError(
-                "Labels must be integer classes. "
-                f"Received: labels of dtype {labels.dtype}, {labels[classes != labels][:5]}"
-            )
-        # As unsigned numbers the negative ones are large: one look finds both kinds.
-        if classes.size and classes.view("uint64").max() >= self.num_classes:
-            bad = np.unique(classes[(classes < 0) | (classes >= self.num_classes)])
-            raise ValueError(
-                f"Labels must be in [0, {self.num_classes}). Received: labels {bad[:10].tolist()}. "
-                "Give padding, such as -100 or 255, as `ignore_class`; take 1 off ids that start "
-                "at 1"
-            )
-        return np.bincount(classes, weights, minlength=self.num_classes)
-
-    def _count_targets(self, labels, weights):
-        if weights is not None:
-            weights = targets.match_weights(weights, labels.shape[:-1])
-            labels, weights = labels[weights > 0], weights[weights > 0]
-        if not np.allclose(labels.sum(axis=-1), 1.0, atol=1e-3) or (labels < 0).any():
-            raise ValueError(
-                f"Labels of shape (..., {self.num_classes}) are read as one-hot or soft targets, "
-                "whose last axis must be non-negative and sum to 1. Flatten them if they are "
-                "integer classes; `multi_label=True` is for independent labels. "
-                f"Received: labels of shape {labels.shape}"
-            )
-        labels = labels.astype("float64")
-        if weights is not None:
-            labels = labels * weights[..., None]
-        return labels.reshape(-1, self.num_classes).sum(axis=0)
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -408,8 +300,8 @@ class LogitAdjustment(keras.layers.Layer):
         self.surrogate = surrogates.gla_surrogate(
             priors, 0.0, tau, target_priors=target_priors, binary=self.binary
         )
-        self.priors = validation.plain(priors, self.binary)
-        self.target_priors = validation.plain(target_priors, self.binary)
+        self.priors = validation.as_json(priors, self.binary)
+        self.target_priors = validation.as_json(target_priors, self.binary)
         self.tau = float(tau)
 
     def __call__(self, logits, **kwargs):
@@ -428,7 +320,7 @@ class LogitAdjustment(keras.layers.Layer):
             return logits
         if not keras.backend.is_float_dtype(logits.dtype):
             logits = ops.cast(logits, self.compute_dtype)
-        adjusted = logits - ops.convert_to_tensor(np.array(shift), dtype=logits.dtype)
+        adjusted = logits - backends.like(logits, shift)
         return formula.mask_absent(adjusted, self.surrogate)
 
     def compute_output_shape(self, input_shape):

@@ -228,13 +228,16 @@ class BalancedLoss(keras.losses.Loss):
                 if p.kind != p.VAR_KEYWORD
             ),
         ]
-        config = {**super().get_config(), **{name: _plain(getattr(self, name)) for name in names}}
+        config = {
+            **super().get_config(),
+            **{name: _serialized(getattr(self, name)) for name in names},
+        }
         return {**config, "ignore_class": self.ignore_class}  # Integers stay integers.
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BalancedLoss:
         """Returns the loss of a config, of which `get_config` serialised the Keras objects."""
-        return cls(**{name: _restored(value) for name, value in config.items()})
+        return cls(**{name: _deserialized(value) for name, value in config.items()})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BalancedLoss):
@@ -258,7 +261,7 @@ class _Posterior(keras.layers.Layer):
         self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
         surrogate = self.loss.surrogate
         surrogate.check_mix("priors", priors)
-        self.priors = validation.plain(priors, surrogate.binary)
+        self.priors = validation.as_json(priors, surrogate.binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
 
     def call(self, y_pred):
@@ -279,15 +282,15 @@ class _Posterior(keras.layers.Layer):
         }
 
 
-def _plain(value):
+def _serialized(value):
     """Returns an argument as JSON keeps it."""
     if hasattr(value, "get_config"):
         return keras.saving.serialize_keras_object(value)
-    return validation.plain(value)
+    return validation.as_json(value)
 
 
-def _restored(value):
-    """Returns an argument as it was before `_plain`."""
+def _deserialized(value):
+    """Returns an argument as it was before `_serialized`."""
     is_object = isinstance(value, dict) and "class_name" in value
     return keras.saving.deserialize_keras_object(value) if is_object else value
 
@@ -396,10 +399,10 @@ class GLALoss(BalancedLoss):
             name=name,
             dtype=dtype,
         )
-        self.priors = validation.plain(priors, self._binary)
+        self.priors = validation.as_json(priors, self._binary)
         self.q = surrogate.q
         self.tau = None if tau is None else float(tau)
-        self.target_priors = validation.plain(target_priors, self._binary)
+        self.target_priors = validation.as_json(target_priors, self._binary)
         self.label_smoothing = surrogate.label_smoothing
 
 
@@ -511,11 +514,11 @@ class GCALoss(BalancedLoss):
             name=name,
             dtype=dtype,
         )
-        self.priors = validation.plain(priors, self._binary)
+        self.priors = validation.as_json(priors, self._binary)
         self.q = surrogate.q
-        self.margins = validation.plain(margins)
+        self.margins = validation.as_json(margins)
         self.consistent = bool(consistent)
-        self.target_priors = validation.plain(target_priors, self._binary)
+        self.target_priors = validation.as_json(target_priors, self._binary)
         self.label_smoothing = surrogate.label_smoothing
 
 

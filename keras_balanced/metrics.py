@@ -515,7 +515,7 @@ class ShotRecall(_RecallMetric):
         )
         self.counts = plain_counts
         self.group = group
-        self.thresholds = validation.plain(thresholds)
+        self.thresholds = validation.as_json(thresholds)
         self._members = groups[group]
 
     def result(self) -> Any:
@@ -745,7 +745,7 @@ class ClassCalibrationError(ClassMetric):
                 f"loss={validation.show(loss)}"
             )
         self.loss = loss
-        self.priors = validation.plain(priors, loss is not None and loss.surrogate.binary)
+        self.priors = validation.as_json(priors, loss is not None and loss.surrogate.binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
         self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
         self.from_logits = bool(from_logits)

@@ -104,7 +104,7 @@ def check(data: Any, steps: int | None = None, name: str = "validation_data") ->
     _check_end(data, steps, name)
 
 
-def _check_batches_of_labels(data):
+def _check_batches_of_labels(data: Any) -> None:
     if isinstance(data, tuple):
         raise ValueError(
             "`data` must be labels, or batches. Received: a tuple; pass only its labels, as in "
@@ -119,7 +119,7 @@ def _check_batches_of_labels(data):
         raise ValueError(f"`data` must be labels, or batches. Received: a {type(data).__name__}")
 
 
-def _check_end(data, steps, name):
+def _check_end(data: Any, steps: int | None, name: str) -> None:
     if steps is not None:
         validation.check_integer("steps", steps, low=1)
     elif number_of_batches(data) == math.inf:
@@ -151,7 +151,7 @@ def number_of_batches(data: Any) -> float | None:
     return math.inf if number >= _ENDLESS else number
 
 
-def _is_endless_grain(data):
+def _is_endless_grain(data: Any) -> bool:
     """Returns whether an `IterDataset` or `DataLoader` of grain never ends, as far as it tells."""
     if not any(cls.__module__.split(".")[0] == "grain" for cls in type(data).__mro__):
         return False
@@ -165,7 +165,7 @@ def _is_endless_grain(data):
     return bool(parents) and all(number_of_batches(parent) == math.inf for parent in parents)
 
 
-def _elements(data, steps, name):
+def _elements(data: Any, steps: int | None, name: str) -> Iterable:
     """Yields what `data` gives, `steps` times, and says how far it is if no end is known."""
     number = number_of_batches(data)
     is_indexed = isinstance(data, keras.utils.PyDataset) or not hasattr(data, "__iter__")
@@ -195,7 +195,9 @@ def say_how_far(elements: Iterable, name: str, noun: str, advice: str) -> Iterat
             )
 
 
-def _unpack(element, name, output_name=None, labels_alone=False):
+def _unpack(
+    element: Any, name: str, output_name: str | None = None, labels_alone: bool = False
+) -> Batch:
     """Returns what a data set gave, or a tuple of arrays, as a `Batch` with labels of one output.
 
     What stands alone are labels with `labels_alone`, else inputs.
@@ -219,7 +221,7 @@ def _unpack(element, name, output_name=None, labels_alone=False):
     )
 
 
-def _of_one_output(values, name, output_name, what):
+def _of_one_output(values: Any, name: str, output_name: str | None, what: str) -> Any:
     """Returns the labels or weights of one output, out of a dict or list of several."""
     if isinstance(values, Mapping):
         key = next(iter(values), None) if output_name is None else output_name
@@ -254,7 +256,7 @@ def as_inputs(x: Any) -> Any:
     return x.to_numpy() if hasattr(x, "iloc") else x
 
 
-def _slices(batch, size, name):
+def _slices(batch: Batch, size: int, name: str) -> Iterator[Batch]:
     """Yields a batch of arrays in slices."""
     parts = (
         keras.tree.map_structure(ops.convert_to_numpy, batch.x),
@@ -271,7 +273,17 @@ def choose(arrays: Any, chosen: Any) -> Any:
     return keras.tree.map_structure(lambda array: array[chosen], arrays)
 
 
-def _number_of_examples(parts, name):
+def choose_examples(dataset: Any, chosen: np.ndarray) -> Any:
+    """Returns a `tf.data.Dataset` of the examples of another for which `chosen` `(N,)` is true."""
+    import tensorflow as tf
+
+    keep = tf.constant(chosen)
+    kept = dataset.enumerate().filter(lambda i, _: keep[i]).map(lambda _, example: example)
+    # A filter hides how many there are, and Keras warns where they end.
+    return kept.apply(tf.data.experimental.assert_cardinality(int(chosen.sum())))
+
+
+def _number_of_examples(parts: Iterable, name: str) -> int:
     arrays = [array for part in parts if part is not None for array in keras.tree.flatten(part)]
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1:
@@ -281,7 +293,7 @@ def _number_of_examples(parts, name):
     return lengths.pop()
 
 
-def _are_labels(data):
+def _are_labels(data: Any) -> bool:
     """Returns whether data are labels in one piece: an array, or lists of numbers."""
     if isinstance(data, tuple):
         return bool(data) and all(isinstance(value, numbers.Number) for value in data)
@@ -292,24 +304,24 @@ def _are_labels(data):
     return is_number or hasattr(data, "shape") or hasattr(data, "__array__")
 
 
-def _is_array(value):
+def _is_array(value: Any) -> bool:
     """Returns whether a value is an array, tensor or table of at least one axis."""
     return len(getattr(value, "shape", ())) > 0
 
 
-def _is_part(value):
+def _is_part(value: Any) -> bool:
     """Returns whether a value is one of several inputs or outputs, and not a number or a label."""
     return _is_array(value) or isinstance(value, Mapping)
 
 
-def _is_list_of_parts(values):
+def _is_list_of_parts(values: list) -> bool:
     """Returns whether a list is `[x, y]`, and not labels."""
     last = values[-1] if values else None
     is_scalar_tensor = hasattr(last, "shape") and not isinstance(last, numbers.Number)
     return is_scalar_tensor or any(map(_is_part, values))
 
 
-def _is_iterable(data):
+def _is_iterable(data: Any) -> bool:
     """Returns whether data can give batches: not one array, text, dict or set."""
     can_be_read = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     others = (str, bytes, Mapping, Set)
@@ -373,7 +385,7 @@ def labels_of_examples(dataset: Any, y: Any, name: str) -> np.ndarray:
     is_known = number_of_batches(dataset) is not None
     advice = "if there is none, leave out its `.repeat()`"
 
-    def labels():
+    def labels() -> np.ndarray:
         examples = dataset.as_numpy_iterator()
         examples = examples if is_known else say_how_far(examples, f"`{name}`", "examples", advice)
         return np.array([example[1] for example in examples])

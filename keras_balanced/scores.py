@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ class Search:
         total = weights.sum()
         self.scores, self.labels, self.weights = scores, labels, weights / total
         of_fractions = isinstance(score, SumsOfClasses)
-        self.score = score if of_fractions else lambda confusion: score(confusion * total)
+        self.score: Any = score if of_fractions else lambda confusion: score(confusion * total)
         self.floors, self.reach, self.gap = floors, reach, gap
         self.true = np.bincount(labels, self.weights, minlength=len(floors))
         self.occurring = np.flatnonzero(self.true)

@@ -130,7 +130,7 @@ def export(
     )
     # Who gave a metric a decision, and the export another, has stated both.
     metrics.warn_of_other_decisions(model, decision, given=is_default)
-    if backends.name() == "torch":
+    if backends.backend_name() == "torch":
         raise RuntimeError(
             "Keras cannot export a SavedModel of any batch size from the PyTorch backend. Save "
             "the model as a .keras file, and load and export it in a process with "

@@ -27,8 +27,13 @@ class ClassMetric(keras.metrics.Metric):
 
     def _flatten(self, y_true, y_pred, sample_weight):
         """Returns labels `(N,)` or targets `(N, K)`, and weights `(N,)`."""
-        words = {"of": "the metric", "binary": "`BinaryBalancedAccuracy`"}
-        y_true, sparse = targets.match_shapes(y_true, y_pred, self.num_classes, **words)
+        y_true, sparse = targets.match_shapes(
+            y_true,
+            y_pred,
+            self.num_classes,
+            of="the metric",
+            binary="`BinaryBalancedAccuracy`",
+        )
         weights = self._weights(y_pred, sample_weight, ops.shape(y_pred)[:-1])
         if sparse:
             y_true, weights = self._check_labels(y_true, weights)
@@ -41,7 +46,7 @@ class ClassMetric(keras.metrics.Metric):
             if self.ignore_class is not None:
                 ignored = targets.is_ignored(y_true, self.ignore_class)
                 valid = ops.logical_or(valid, ignored)
-            weights = self._spoil(weights, ops.all(valid, axis=-1))
+            weights = self._nan_where_invalid(weights, ops.all(valid, axis=-1))
             y_true = ops.reshape(y_true, (-1, self.num_classes))
         return y_true, ops.reshape(weights, (-1,))
 
@@ -53,7 +58,7 @@ class ClassMetric(keras.metrics.Metric):
         if self.ignore_class is not None:
             weights = ops.where(targets.is_ignored(y_true, self.ignore_class), 0.0, weights)
         valid = ops.logical_and(y_true >= 0, y_true <= 1)
-        weights = self._spoil(weights, valid)
+        weights = self._nan_where_invalid(weights, valid)
         y_true = ops.where(valid, y_true, ops.zeros_like(y_true))
         return (ops.reshape(part, (-1, num_labels or 1)) for part in (y_true, weights))
 
@@ -65,7 +70,7 @@ class ClassMetric(keras.metrics.Metric):
                 weights = weights * targets.match_weights(factor, shape)
         return weights
 
-    def _spoil(self, weights, valid):
+    def _nan_where_invalid(self, weights, valid):
         """Returns weights that are NaN for invalid labels: a masked label may be anything."""
         bad = ops.logical_and(ops.logical_not(valid), ops.not_equal(weights, 0))
         return ops.where(bad, ops.full_like(weights, np.nan), weights)
@@ -73,7 +78,7 @@ class ClassMetric(keras.metrics.Metric):
     def _check_labels(self, labels, weights):
         """Returns labels in `[0, K)` and weights: 0 for one to ignore, NaN for one out of range."""
         ids, valid = targets.valid_ids(labels, self.num_classes)
-        weights = self._spoil(weights, valid)
+        weights = self._nan_where_invalid(weights, valid)
         if self.ignore_class is not None:
             weights = ops.where(targets.is_ignored(labels, self.ignore_class), 0.0, weights)
         return ids, weights

@@ -176,11 +176,11 @@ def gla_surrogate(
     binary: bool = False,
 ) -> Surrogate:
     """Returns the `Surrogate` of GLA; arguments as in `gla_loss`, `binary` with positive rates."""
-    plain = Surrogate(priors, q, target_priors=target_priors, binary=binary)
-    tau = 1.0 / (1.0 - plain.q) if tau is None else validation.check_tau(tau)
-    shift = -tau * np.log(plain.target_to_prior)
+    base = Surrogate(priors, q, target_priors=target_priors, binary=binary)
+    tau = 1.0 / (1.0 - base.q) if tau is None else validation.check_tau(tau)
+    shift = -tau * np.log(base.target_to_prior)
     # A class that does not occur gets the largest, so that training pushes its logit down.
-    shift = np.where(plain.occurs, shift, shift[plain.occurs].max())
+    shift = np.where(base.occurs, shift, shift[base.occurs].max())
     return Surrogate(
         priors,
         q,
@@ -202,18 +202,18 @@ def gca_surrogate(
     binary: bool = False,
 ) -> Surrogate:
     """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
-    plain = Surrogate(priors, q, target_priors=target_priors, binary=binary)
-    weights, occurs = plain.target_to_prior, plain.occurs
+    base = Surrogate(priors, q, target_priors=target_priors, binary=binary)
+    weights, occurs = base.target_to_prior, base.occurs
     if margins is None:
-        rho = plain.margins
+        rho = base.margins
     elif not isinstance(margins, str):
-        length = plain.priors.shape[-1]
+        length = base.priors.shape[-1]
         if not binary:  # What it says of a class that does not occur is without effect.
             rho = validation.as_array("margins", margins, "positive numbers")
             margins = np.where(occurs, rho, 1.0) if rho.shape == occurs.shape else rho
         rho = validation.check_positive_vector("margins", margins, length=length)
     elif margins == "cube_root":
-        rho = np.cbrt(weights * plain.target_priors)
+        rho = np.cbrt(weights * base.target_priors)
         if not binary:
             rho[occurs] = _round_to_levels(rho[occurs])
     else:

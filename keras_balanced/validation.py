@@ -5,7 +5,7 @@ import math
 import numbers
 import reprlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 ClassMix: TypeAlias = "ArrayLike | Mapping[int, float] | HasPriors"
+# As `check_ignore_class` returns it.
+IgnoreClass: TypeAlias = int | list[int] | None
 
 # Below, weights and margins leave float32.
 SMALLEST_PRIOR = 1e-30
@@ -319,7 +321,7 @@ def check_class_names(names, num_classes, binary=False):
     return [str(name) for name in names]
 
 
-def check_ignore_class(value):
+def check_ignore_class(value: Any) -> IgnoreClass:
     """Returns `ignore_class` as JSON keeps it: an integer, a list of several, or `None`."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -337,7 +339,7 @@ def check_ignore_class(value):
     return ids if several else ids[0] if ids else None
 
 
-def plain(value, binary=False):
+def as_json(value, binary=False):
     """Returns an argument as JSON keeps it: vectors and mixes as lists of floats.
 
     With `binary` mixes as positive rates.
@@ -446,4 +448,5 @@ def _names_in_order(table, num_classes, expected):
 
 
 def _is_class_id(key):
-    return isinstance(key, (numbers.Real, np.bool_)) and 0 <= key < 1e7 and int(key) == key
+    is_scalar = isinstance(key, (numbers.Real, np.bool_))
+    return is_scalar and 0 <= key < 1e7 and int(key) == key

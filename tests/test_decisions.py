@@ -378,11 +378,11 @@ def test_compiled(case, rng):
     loss, rule, shape = CASES[case]
     decision = Decision(loss, **rule)
     z = logits(rng, 40, *(4 if size is None else size for size in shape))
-    if backends.name() == "jax":
+    if backends.backend_name() == "jax":
         import jax
 
         compiled = jax.jit(decision)
-    elif backends.name() == "tensorflow":
+    elif backends.backend_name() == "tensorflow":
         import tensorflow as tf
 
         compiled = tf.function(decision, jit_compile=True)
@@ -577,7 +577,7 @@ def test_of_arrays_few_sizes_are_compiled(rng):
     for rows in range(1, 1001, 7):
         x = np.ones((rows, 2), "float32")
         np.testing.assert_array_equal(backends.of_rows(remember, x, 1), 2 * x)
-    assert len(sizes) <= 11 or backends.name() != "jax"
+    assert len(sizes) <= 11 or backends.backend_name() != "jax"
 
 
 def test_is_public():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_balanced import BinaryGLALoss, ClassPrior, GLALoss, LogitAdjustment, layers
+from keras_balanced import BinaryGLALoss, ClassPrior, GLALoss, LogitAdjustment, counting
 
 LABELS = np.array([0, 2, 1, 0, 0, 2, 0])
 COUNTS = [4, 1, 2]
@@ -499,7 +499,7 @@ def test_weights_stay_with_their_labels():
     prior = ClassPrior(2, ignore_class=9)
     prior.adapt(np.array([9, 0, 1]), sample_weight=np.array([5.0, 1.0, 2.0]))
     np.testing.assert_array_equal(prior.counts, [1.0, 2.0])
-    count = 2 * layers._CHUNK
-    labels = np.arange(count) // layers._CHUNK
+    count = 2 * counting._CHUNK
+    labels = np.arange(count) // counting._CHUNK
     prior.adapt(labels, sample_weight=1.0 + labels)
     np.testing.assert_array_equal(prior.counts, [count / 2, count])

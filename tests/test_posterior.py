@@ -16,7 +16,6 @@ from keras_balanced import (
     LogitAdjustment,
     Surrogate,
     backends,
-    formula,
 )
 from keras_balanced.surrogates import gca_surrogate
 
@@ -207,7 +206,7 @@ def test_posterior_in_blocks_is_the_same(rng, monkeypatch):
     loss = GCALoss(np.arange(1, 21))
     z = rng.normal(0, 3, (2, 5, 20)).astype("float32")
     whole = loss.posterior(z)
-    monkeypatch.setattr(formula, "_BLOCK", 3 * 20 * 20)  # Three rows.
+    monkeypatch.setattr("keras_balanced.stationary._BLOCK", 3 * 20 * 20)  # Three rows.
     np.testing.assert_allclose(loss.posterior(z), whole, rtol=1e-5)
 
 

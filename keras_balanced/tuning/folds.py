@@ -344,11 +344,7 @@ class _Dataset:
     def of(self, chosen, shuffle=False):
         import tensorflow as tf
 
-        keep = tf.constant(chosen)
-        examples = self.dataset.enumerate().filter(lambda i, _: keep[i])
-        examples = examples.map(lambda _, example: example)
-        # A filter hides how many there are, and Keras warns where they end.
-        examples = examples.apply(tf.data.experimental.assert_cardinality(int(chosen.sum())))
+        examples = reading.choose_examples(self.dataset, chosen)
         if shuffle:
             examples = examples.shuffle(_SHUFFLE_BUFFER)
         taken = {"x": examples.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
