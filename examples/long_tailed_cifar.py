@@ -224,30 +224,31 @@ def draw(ways, class_counts, title, path):
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), grey)
     style |= dict.fromkeys(("xtick.color", "ytick.color"), grey)
     with pyplot.rc_context(style):
-        figure, (left, right) = pyplot.subplots(
-            1, 2, figsize=(9, 4.4), width_ratios=[1.6, 1], layout="constrained"
+        figure, (above, below) = pyplot.subplots(
+            2, figsize=(6.4, 5.8), height_ratios=[1.5, 1], layout="constrained"
         )
         for i, (way, recalls) in enumerate(ways.items()):
             color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
             means, balanced = recalls.mean(axis=0), recalls.mean(axis=1)
             spread = np.abs([recalls.min(axis=0), recalls.max(axis=0)] - means)
             place = np.arange(len(means)) + 0.1 * (i - 1.5)
-            left.errorbar(place, means, spread, color=color, marker=marker, linewidth=1.2)
-            right.plot(balanced, np.full(len(balanced), -i), marker, color=color, alpha=0.6)
-            right.plot(balanced.mean(), -i, "|", color=color, markersize=22, markeredgewidth=3)
+            above.errorbar(place, means, spread, color=color, marker=marker, linewidth=1.2)
+            below.plot(balanced, np.full(len(balanced), -i), marker, color=color, alpha=0.5)
+            below.plot(balanced.mean(), -i, "|", color=color, markersize=14, markeredgewidth=3)
             label = f"{way}: {balanced.mean():.2f}"
-            right.text(0, 0.25 - i, label, color=color, transform=right.get_yaxis_transform())
+            below.text(0, 0.33 - i, label, color=color, transform=below.get_yaxis_transform())
         if len(class_counts) <= 20:
-            left.set_xticks(range(len(class_counts)), class_counts)
-            left.set_xlabel("training images of the class")
+            above.set_xticks(range(len(class_counts)), class_counts)
+            above.set_xlabel("training images of the class")
         else:
-            left.set_xlabel("class, the most frequent first")
-        left.set(ylim=(0, 1.02), ylabel="recall", title=title)
-        right.set_yticks([])
-        right.spines["left"].set_visible(False)
-        right.set(ylim=(0.5 - len(ways), 0.6), xlabel="balanced accuracy")
-        right.set_title("each seed, and the mean")
-        figure.savefig(path, dpi=150, transparent=True)
+            above.set_xlabel("class, the most frequent first")
+        above.set(ylim=(0, 1.02), ylabel="recall", title=title)
+        below.set_yticks([])
+        below.spines["left"].set_visible(False)
+        below.set(
+            ylim=(0.5 - len(ways), 0.8), xlabel="balanced accuracy of each seed, and the mean"
+        )
+        figure.savefig(path, dpi=130, transparent=True)
         pyplot.close(figure)
 
 

@@ -18,12 +18,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Readable on white and on black, as the background is transparent.
 GREY, ORANGE, BLUE, GREEN, PURPLE = "#7b7b7b", "#d1682a", "#3a7fc1", "#3d9a4b", "#a45fc0"
 STYLE = {
-    "font.size": 11,
+    "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
     "savefig.transparent": True,
-    "savefig.dpi": 150,
+    "savefig.dpi": 130,
 }
 STYLE |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), GREY)
 STYLE |= dict.fromkeys(("xtick.color", "ytick.color"), GREY)
@@ -32,7 +32,7 @@ WAYS = {
     "cross-entropy": ("ce", "recalls", GREY),
     "focal loss": ("focal", "recalls", GREY),
     "class weights": ("weighted", "recalls", PURPLE),
-    "cross-entropy, then LogitAdjustment(prior)": ("ce", "recalls_of_posterior", ORANGE),
+    "then LogitAdjustment(prior)": ("ce", "recalls_of_posterior", ORANGE),
     "GLALoss(prior)": ("logit_adjusted", "recalls", BLUE),
     "GCALoss(prior)": ("gca", "recalls_of_posterior", GREEN),
 }
@@ -68,17 +68,17 @@ def dots(ax, rows, colors):
 
 def images():
     """Balanced accuracy on three sets of long-tailed images."""
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(6.4, 2.8), sharey=True)
     settings = {
-        "CIFAR-10, ratio 100": ("accuracy_cifar10.jsonl", 100, 100),
-        "CIFAR-100, ratio 100": ("accuracy_cifar100.jsonl", 100, 100),
-        "digits, ratio 50": ("accuracy_digits.jsonl", 50, 60),
+        "CIFAR-10-LT": ("accuracy_cifar10.jsonl", 100, 100),
+        "CIFAR-100-LT": ("accuracy_cifar100.jsonl", 100, 100),
+        "digits": ("accuracy_digits.jsonl", 50, 60),
     }
     for ax, (title, setting) in zip(axes, settings.items(), strict=True):
         found = balanced_accuracies(*setting)
         rows = {way: found[key[:2]] for way, key in WAYS.items()}
         dots(ax, rows, [color for *_, color in WAYS.values()])
-        ax.set_title(title, size=11)
+        ax.set_title(title, size=10.5)
     axes[1].set_xlabel("balanced accuracy, %")
     return figure
 
@@ -98,7 +98,7 @@ def tables():
     ways = {
         "cross-entropy": ("ce", "balanced_accuracy", GREY),
         "focal loss": ("focal", "balanced_accuracy", GREY),
-        "gradient boosting, class weights": ("gradient_boosting", "balanced_accuracy", GREY),
+        "gradient boosting": ("gradient_boosting", "balanced_accuracy", GREY),
         "balanced random forest": ("balanced_forest", "balanced_accuracy", GREY),
         "SMOTE": ("smote", "balanced_accuracy", PURPLE),
         "oversampling": ("oversampled", "balanced_accuracy", PURPLE),
@@ -109,10 +109,10 @@ def tables():
     rows = {
         way: [means[key[:2]][source] - base[source] for source in base] for way, key in ways.items()
     }
-    figure, ax = plt.subplots(figsize=(9, 3.4))
+    figure, ax = plt.subplots(figsize=(6.4, 3.4))
     dots(ax, rows, [color for *_, color in ways.values()])
     ax.axvline(0, color=ORANGE)
-    ax.set_xlabel("points of balanced accuracy over cross-entropy, then LogitAdjustment(prior)")
+    ax.set_xlabel("points over cross-entropy, then LogitAdjustment(prior)")
     return figure
 
 
@@ -122,7 +122,7 @@ def pixels():
     names = {"post-hoc": "then LogitAdjustment(prior)", "focal": "focal loss"}
     names |= {"GLA": "GLALoss(prior)", "GCA": "GCALoss(prior)"}
     colors = [GREY, ORANGE, PURPLE, GREY, PURPLE, BLUE, GREEN]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3), sharey=True)
     for ax, score in zip(axes, ("balanced accuracy", "rare IoU"), strict=True):
         rows = {
             names.get(way, way): [100 * run[score] for run in runs] for way, runs in found.items()
@@ -134,7 +134,7 @@ def pixels():
 
 def wrong_labels():
     """What a large q gains, by how many wrong labels logit adjustment learns by heart."""
-    figure, ax = plt.subplots(figsize=(9, 3.6))
+    figure, ax = plt.subplots(figsize=(6.4, 3.6))
     for label, color, pattern in (
         ("digits", BLUE, "noise*digits.jsonl"),
         ("CIFAR", ORANGE, "noise_cifar*.jsonl"),
@@ -170,7 +170,7 @@ def probabilities():
                         mixes[run["settings"]["loss"]][given].append(mix[given]["log_loss"])
     ways = {"cross-entropy": "ce", "GLALoss(prior)": "logit_adjusted", "GCALoss(prior)": "gca"}
     names = {"known": "stated", "estimated": "estimated", "training": "that of training"}
-    figure, ax = plt.subplots(figsize=(9, 3))
+    figure, ax = plt.subplots(figsize=(6.4, 3))
     for i, ((given, name), color) in enumerate(
         zip(names.items(), (GREEN, BLUE, ORANGE), strict=True)
     ):
@@ -179,7 +179,7 @@ def probabilities():
         ax.bar_label(bars, fmt="%.2f", color=GREY)
     ax.set_xticks(range(3), ways)
     ax.set_ylabel("log loss")
-    ax.legend(title="priors", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(title="priors", frameon=False, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -191,7 +191,7 @@ def margins():
         "margins=None: class weights": found["weighted", "recalls"],
         'margins="cube_root", the default': found["gca", "recalls_of_posterior"],
     }
-    figure, ax = plt.subplots(figsize=(9, 1.8))
+    figure, ax = plt.subplots(figsize=(6.4, 1.8))
     dots(ax, rows, [GREY, PURPLE, GREEN])
     ax.set_xlabel("balanced accuracy, %")
     return figure
