@@ -5,6 +5,7 @@ import re
 
 import keras
 import matplotlib as mpl
+import pictures
 import pytest
 from pages import code_blocks, run_blocks
 from processes import ROOT
@@ -57,6 +58,18 @@ def test_reference_has_every_public_name():
     for module in modules:
         for name in getattr(module, "__all__", []):
             assert getattr(module, name) in documented.values(), f"{module.__name__}.{name}"
+
+
+def test_pictures_of_the_results_can_be_drawn_again(tmp_path):
+    pictures.main(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    folder = ROOT / "docs" / "img"
+    page = (ROOT / "docs" / "results.md").read_text()
+    for name in drawn | {"demo.png"}:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert f"](img/{name})" in page
+    # A sentence above each picture, and its limit below.
+    assert len(re.findall(r"(?m)^\*\*.*\*\*\n\n!\[.*\n\n\*Limit:\* ", page)) == page.count("![")
 
 
 def test_every_page_is_on_the_site():
