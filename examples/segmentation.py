@@ -35,7 +35,7 @@ def make_images(count, seed, size=32):
             distance = np.hypot(rows - row, columns - column)
             inside = distance < radius
             label[inside] = class_id
-            # A small disc is like a piece of a large one, but for its dark rim.
+            # A small disc is like a piece of a large one, except for its dark rim.
             image[inside] += 1.0
             if class_id == RARE:
                 image[(distance >= radius) & (distance < radius + 1.0)] -= 0.6

@@ -14,8 +14,9 @@ from keras import ops
 
 Tensor: TypeAlias = Any  # A tensor of the backend in use: Keras has no type for it.
 
-# From so many classes to so many numbers, TensorFlow's own cross-entropy takes more time than ours
-# as a graph on a CPU. Beyond, ours would take three arrays of the logits' size where it takes two.
+# Above so many classes, and up to so many numbers, TensorFlow's own cross-entropy is slower than
+# ours in a graph on a CPU. With more numbers ours would take three arrays of the logits' size where
+# TensorFlow takes two.
 _NATIVE_CLASSES = 128
 _NATIVE_NUMBERS = 2**21
 
@@ -96,8 +97,8 @@ def largest(values: Tensor) -> Tensor:
 def argmax(values: Tensor) -> Tensor:
     """Returns the place of the maximum over the last axis, int32: the first of equal ones.
 
-    That of Keras counts -0.0 below 0.0 on TensorFlow and JAX, by operations that not every format
-    of exported models has.
+    Keras's own takes -0.0 for less than 0.0 on TensorFlow and JAX, and needs operations that not
+    every format of exported models has.
     """
     if backend_name() == "tensorflow":
         import tensorflow as tf
@@ -111,7 +112,7 @@ def argmax(values: Tensor) -> Tensor:
 
 
 def of_rows(function: Callable[[Tensor], Tensor], values: Any, axes: int) -> Any:
-    """Returns what a function of tensors `(..., *axes)` says of values: an array of an array.
+    """Returns the result of a function of tensors `(..., *axes)`: of an array as an array.
 
     JAX compiles every operation again for each new size: there rows of zeros are added, up to a
     power of two, to an array and to a tensor that has a value here.
@@ -133,9 +134,9 @@ def _is_at_hand(tensor: Tensor) -> bool:
 
 
 def refuse_unless(valid: Tensor, labels: Tensor, message: str) -> Tensor:
-    """Returns `valid`, and raises an error with the labels unless all are, where it can be seen.
+    """Returns `valid`, and raises an error that names the labels unless all are valid.
 
-    That is on PyTorch, and on TensorFlow without XLA. On JAX nothing raises.
+    It raises on PyTorch, and on TensorFlow without XLA. JAX cannot raise.
     """
     if backend_name() == "jax":
         return valid
@@ -145,7 +146,7 @@ def refuse_unless(valid: Tensor, labels: Tensor, message: str) -> Tensor:
         if not tf.executing_eagerly():
 
             def refuse() -> Tensor:
-                # What is out of range is the smallest or the largest.
+                # A label out of range is the smallest or the largest.
                 low, high = tf.reduce_min(labels), tf.reduce_max(labels)
                 received = [message, " Received: labels from", low, "to", high]
                 with tf.control_dependencies([tf.raw_ops.Assert(condition=False, data=received)]):
@@ -239,7 +240,7 @@ def tf_function(function: Callable[..., Any], *shapes: Sequence[int | None]) -> 
     import tensorflow as tf
 
     def in_few_sizes(*tensors: Any) -> Any:
-        # As `of_rows`: it is compiled again for each number of rows that is served.
+        # As in `of_rows`: it is compiled again for each number of rows that is served.
         rows = tf.shape(tensors[0])[:1]
         place = tf.searchsorted(tf.constant([2**i for i in range(31)]), rows)
         added = tf.bitwise.left_shift(tf.ones_like(place), place) - rows
@@ -283,7 +284,7 @@ def get_mask(tensor: Tensor) -> Tensor | None:
     """Returns the Keras mask of a tensor, `(...)`, or `None`."""
     if backend_name() != "jax":
         return getattr(tensor, "_keras_mask", None)
-    # There it is no attribute: a layer sees it.
+    # On JAX the mask is no attribute of the tensor, but a layer is given it.
     mask = _read_mask()(tensor)
     return mask if len(mask.shape) else None
 
@@ -321,7 +322,7 @@ class _SetMask(keras.layers.Layer):
         return inputs[1]
 
 
-# One for all: they have no state, and a layer takes long to make.
+# One layer for all calls: they have no state, and a layer takes long to make.
 _read_mask = functools.cache(_ReadMask)
 _set_mask = functools.cache(_SetMask)
 
@@ -439,8 +440,8 @@ def layers_within(model: keras.Model) -> Iterator[keras.layers.Layer]:
 def probability_layer(model: keras.Model, output_name: str | None = None) -> Any:
     """Returns the softmax or sigmoid, or the layer with one, that a model ends in, or `None`.
 
-    Also behind what changes only the form; and on JAX, where Keras leaves no mark. `None` too for a
-    subclassed model, whose layers do not say in which order it calls them.
+    It is found behind layers that change only the form too, and on JAX, where Keras leaves no mark.
+    `None` also for a subclassed model: its layers do not say in which order they are called.
     """
     layer = layer_at_end(model, output_name)
     return layer if is_softmax(layer) or _is_activation(layer) else None

@@ -28,14 +28,38 @@ if TYPE_CHECKING:
     from keras_balanced.losses import BalancedLoss
     from keras_balanced.validation import ClassMix
 
-__all__ = ["calibrate", "estimate_priors"]
+__all__ = ["Calibration", "calibrate", "estimate_priors"]
 
 
-class _Calibration(NamedTuple):
+class Calibration(NamedTuple):
+    """A temperature and how well it calibrates, as `calibrate` returns them.
+
+    Attributes:
+        temperature: The temperature, for a `Decision`, an export or `loss.posterior`.
+        before: Dict of the `negative_log_likelihood` (nats) and the `class_calibration_error` at
+            temperature 1, each class weighted to its share in the mix that the loss trains for.
+        after: The same at the temperature found.
+        probabilities: Dict of `"before"` and `"after"` to the probabilities `(N, K)`, under the
+            class mix of the held-out data.
+        labels: The labels `(N,)` of these, as `plots.reliability_diagram` takes them.
+
+    Example:
+
+    >>> from keras_balanced import GLALoss
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(10.0)])
+    >>> x = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1]], "float32")
+    >>> y = np.array([0, 1, 1, 1, 1, 0])  # right in four of six, sure of all
+    >>> calibration = calibrate(model, GLALoss([1, 1]), (x, y))
+    >>> for errors in (calibration.before, calibration.after):
+    ...     print(f"{errors['negative_log_likelihood']:.1f}")
+    3.8
+    0.7
+    """
+
     temperature: float
-    before: dict
-    after: dict
-    probabilities: dict
+    before: dict[str, float]
+    after: dict[str, float]
+    probabilities: dict[str, np.ndarray]
     labels: np.ndarray
 
 
@@ -44,7 +68,7 @@ def calibrate(
     loss: BalancedLoss | None,
     validation_data: Any,
     steps: int | None = None,
-) -> _Calibration:
+) -> Calibration:
     """Fits the temperature of the posterior of a trained model on held-out data.
 
     The temperature minimises the negative log-likelihood, each class weighted to its share in
@@ -66,10 +90,9 @@ def calibrate(
         steps: How many batches to read, at most; needed where these have no end.
 
     Returns:
-        A named tuple of the `temperature`, for `export`; the dicts `before` (at temperature 1)
-        and `after` of the `negative_log_likelihood` (nats) and `class_calibration_error` with
-        these weights; the dict `probabilities` of the two, `(N, K)` under the class mix of the
-        held-out data, and their `labels` `(N,)`, for `plots.reliability_diagram`.
+        A `Calibration`, a named tuple of the `temperature`; the dicts `before` and `after` of the
+        `negative_log_likelihood` and `class_calibration_error` with these weights; and
+        `probabilities` and `labels` for `plots.reliability_diagram`.
 
     Raises:
         ValueError: for data that do not fit, NaN or infinite logits and weights, or data that have
@@ -91,23 +114,48 @@ def calibrate(
     References:
         - [Guo et al., 2017](https://arxiv.org/abs/1706.04599)
     """
-    optimize, special = _scipy()
+    _scipy()  # Raises before the model predicts.
     loss = check_loss(model, loss)
     check_model(model, loss)
-    # Of cross-entropy, calibrated by another loss, the decision is still to be found.
+    # A model of plain cross-entropy, calibrated by a loss of ours, has no decision yet.
     if has_posterior(loss) and isinstance(getattr(model, "loss", None), losses.BalancedLoss):
         metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     target = loss.surrogate.target_priors
     log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)
     mix = np.bincount(labels, weights, minlength=len(target)) / weights.sum()
     weights = weights * (target / np.where(mix > 0, mix, 1.0))[labels]
+    temperature = _best_temperature(log_posterior, labels, weights)
+    errors, probabilities = {}, {}
+    for name, value in (("before", 1.0), ("after", temperature)):
+        p = np.exp(_log_probabilities(log_posterior, value))
+        calibration_error = metrics.ClassCalibrationError(len(target))
+        calibration_error.update_state(labels, p, weights)
+        errors[name] = {
+            "negative_log_likelihood": _mean_loss(log_posterior, labels, weights, value),
+            "class_calibration_error": float(calibration_error.result()),
+        }
+        moved = p * np.divide(mix, target, where=target > 0, out=np.zeros_like(mix))
+        probabilities[name] = moved / moved.sum(axis=-1, keepdims=True)
+    return Calibration(temperature, **errors, probabilities=probabilities, labels=labels)
 
-    def log_probabilities(temperature):
-        return special.log_softmax(log_posterior / temperature, axis=-1)
+
+def _log_probabilities(log_posterior, temperature):
+    _, special = _scipy()
+    return special.log_softmax(log_posterior / temperature, axis=-1)
+
+
+def _mean_loss(log_posterior, labels, weights, temperature):
+    """Returns the weighted mean of the negative log-likelihood at a temperature."""
+    log_p = _log_probabilities(log_posterior, temperature)[np.arange(len(labels)), labels]
+    return float(-np.average(log_p, weights=weights))
+
+
+def _best_temperature(log_posterior, labels, weights):
+    """Returns the temperature of the least negative log-likelihood, and raises if there is none."""
+    optimize, _ = _scipy()
 
     def negative_log_likelihood(temperature):
-        log_p = log_probabilities(temperature)[np.arange(len(labels)), labels]
-        return float(-np.average(log_p, weights=weights))
+        return _mean_loss(log_posterior, labels, weights, temperature)
 
     best = optimize.minimize_scalar(
         lambda log_temperature: negative_log_likelihood(np.exp(log_temperature)),
@@ -117,19 +165,7 @@ def calibrate(
     )
     if best.fun >= min(map(negative_log_likelihood, TEMPERATURES)):
         raise ValueError(_no_temperature(log_posterior, labels, negative_log_likelihood))
-    temperatures = {"before": 1.0, "after": float(np.exp(best.x))}
-    errors, probabilities = {}, {}
-    for name, temperature in temperatures.items():
-        p = np.exp(log_probabilities(temperature))
-        calibration_error = metrics.ClassCalibrationError(len(target))
-        calibration_error.update_state(labels, p, weights)
-        errors[name] = {
-            "negative_log_likelihood": negative_log_likelihood(temperature),
-            "class_calibration_error": float(calibration_error.result()),
-        }
-        moved = p * np.divide(mix, target, where=target > 0, out=np.zeros_like(mix))
-        probabilities[name] = moved / moved.sum(axis=-1, keepdims=True)
-    return _Calibration(temperatures["after"], **errors, probabilities=probabilities, labels=labels)
+    return float(np.exp(best.x))
 
 
 def _scipy():
@@ -148,7 +184,8 @@ def _no_temperature(log_posterior, labels, negative_log_likelihood):
     low, high = TEMPERATURES
     kinds = "examples that the model gets wrong, and more that it gets right"
     received = f"{expected}: {kinds}. Received: {len(labels)} examples, "
-    # The likelihood is convex in 1 / T: beyond the range it falls to the best one, if there is one.
+    # The negative log-likelihood is convex in 1 / T: beyond the range it falls towards the best
+    # temperature, if there is one.
     if negative_log_likelihood(low) < negative_log_likelihood(high):
         if (log_posterior.argmax(axis=-1) == labels).all():
             return f"{received}all right"
@@ -177,9 +214,9 @@ def estimate_priors(
 
     Maximises the likelihood of the data over the class mix by expectation maximisation. Only the
     mix may have changed: the examples of each class still look as they did. And the probabilities
-    must be calibrated for `training_priors`: where they are slightly too unsure, of a temperature
-    of 1.1 to 1.5, the likeliest mix can be far off, with classes of about 0 that are there, and
-    nothing in the data tells. So give `validation`: where the likeliest mix of those data, as they
+    must be calibrated for `training_priors`: where they are slightly too unsure (a temperature of
+    1.1 to 1.5), the likeliest mix can be far off, with about 0 for classes that occur, and the data
+    do not show it. So give `validation`: where the likeliest mix of those data, as they
     are or weighted to the estimate, is not that of their labels, the estimate comes from their
     confusion matrix instead, which takes the probabilities as they are.
 
@@ -191,9 +228,8 @@ def estimate_priors(
     priors[k]   <- priors[k] * gain[k]       # until max(gain) - 1 <= tolerance
     ```
 
-    Each iteration takes two such steps and extrapolates them where that is likelier.
-
-    That bound is on the mean log-likelihood, in nats: no mix has a better one by more.
+    Each iteration takes two such steps and extrapolates them where that is likelier. No mix has a
+    mean log-likelihood, in nats, that is better by more than `tolerance`.
 
     By the confusion matrix of `validation`, where a likelihood-ratio test of level 1% refuses the
     mix of its labels:
@@ -221,7 +257,7 @@ def estimate_priors(
         A class that seems absent has about 0, but no less than what `priors` may be.
 
     Raises:
-        ValueError: for invalid probabilities, or such that do not tell the classes apart.
+        ValueError: for invalid probabilities, or ones that do not tell the classes apart.
         RuntimeError: if the steps do not converge.
         ImportError: where SciPy is missing, with `validation`.
 
@@ -250,11 +286,11 @@ def estimate_priors(
     if validation is not None:
         held_out, labels = _labelled_posterior(validation, priors)
         own = np.bincount(labels, minlength=len(priors)) / len(labels)
-        # By symmetry, wrong probabilities may tell a uniform mix right, and miss every other.
+        # By symmetry, wrong probabilities may be right about a uniform mix, and about no other.
         if any(_misses(there, held_out, labels, priors, *limits) for there in (own, mix)):
             mix = _mix_by_confusion(probabilities, held_out, labels, priors)
     mix = np.maximum(mix, np.where(priors > 0, SMALLEST_PRIOR, 0.0))
-    # The rate of what is all positive is the largest float below 1.
+    # Where all examples are positive the rate is the largest float below 1.
     return float(min(mix[1], np.nextafter(1, 0))) if one_logit or is_rate else mix
 
 
@@ -310,8 +346,8 @@ def _labelled_posterior(validation, priors):
         missing = np.flatnonzero((counts > 0) != (priors > 0))
         raise ValueError(
             "`validation` must have as many labels as probabilities, of every class that occurs, "
-            f"and of no other. Received: {len(labels)} labels for {len(held_out)} examples; not "
-            f"so are the class ids {some(missing)}"
+            f"and of no other. Received: {len(labels)} labels for {len(held_out)} examples, "
+            f"and labels that do not fit for the class ids {some(missing)}"
         )
     return held_out, labels
 
@@ -330,7 +366,7 @@ def _likeliest_mix(probabilities, priors, max_iterations, tolerance, *, weights=
     for _ in range(max_iterations):
         if gain.max() - 1.0 <= tolerance:
             return priors / priors.sum()
-        # Two steps of expectation maximisation, and as far as they point to (SQUAREM).
+        # Two steps of expectation maximisation, extrapolated (SQUAREM).
         first = priors * gain
         second = first * look_at(first)[0]
         change, bend = first - priors, second - 2.0 * first + priors
@@ -452,7 +488,7 @@ def _held_out(model, loss, data, steps):
     bad = ~np.isfinite(weights) | (weights < 0)
     expected = "The weights of `validation_data` must be finite and not negative"
     validation.refuse_examples(bad, expected, places, len(kept))
-    # A logit of -inf masks a class: not that of the label.
+    # A logit of -inf masks a class, which must not be that of the label.
     finite = np.isfinite(logits) if loss.surrogate.binary else logits < np.inf
     log_posterior = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(logits)))
     log_posterior = log_posterior.astype("float64")

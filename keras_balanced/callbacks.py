@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["PerClassReport"]
 
 
-# Beyond, Keras's progress bar would print them all.
+def __dir__() -> list[str]:
+    return __all__
+
+
+# Keras's progress bar prints every log: more would flood it.
 _MAX_LOGGED = 100
 _BINARY = (
     *(keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy),
@@ -36,8 +40,8 @@ class PerClassReport(keras.callbacks.Callback):
     `CSVLogger`, `TensorBoard`, `EarlyStopping` with `mode="max"`.
 
     In an epoch at whose end `fit` validates, it looks at the model as `fit` does: a callback that
-    swaps the weights for their averages, as `SwapEMAWeights`, does so for both. In another one it
-    looks at the weights that the model then has.
+    swaps the weights for their averages, as `SwapEMAWeights`, does so for both. In any other epoch
+    it looks at the weights that the model has at its end.
 
     A model of one logit, or of one at each position, has the classes 0 and 1. Of independent
     labels each has its balanced accuracy in place of the recall:
@@ -101,7 +105,7 @@ class PerClassReport(keras.callbacks.Callback):
         if hasattr(validation_data, "__next__"):
             raise ValueError(
                 "`validation_data` must be a tuple of arrays, or batches that can be read each "
-                f"epoch. Received: a {type(validation_data).__name__}"
+                f"epoch. Received: {validation.kind_of(validation_data)}"
             )
         if isinstance(validation_data, tuple):
             _check_numbers(validation_data[1:])
@@ -123,7 +127,7 @@ class PerClassReport(keras.callbacks.Callback):
         return copy.copy(self)
 
     def on_train_begin(self, logs=None):
-        # So that what does not fit is found before an epoch has passed.
+        # Data that do not fit should be found before an epoch has passed.
         compiled = self._of_output(getattr(self.model, "loss", None))
         first = next(self._batches(), None)
         if first is None:
@@ -145,7 +149,7 @@ class PerClassReport(keras.callbacks.Callback):
 
     def on_test_batch_begin(self, batch, logs=None):
         # Every callback has begun the validation, and none has ended it: the model has the weights
-        # that `val_*` describe. On JAX it gives them away for the first batch.
+        # that `val_*` describe. On JAX it loses them with the first batch.
         if not self._counted:
             self._count(self._batches())
 
@@ -194,7 +198,7 @@ class PerClassReport(keras.callbacks.Callback):
         self._metric.reset_state()
         batch = None
         for batch in data:
-            # Not `predict`, which loses the masks.
+            # `predict` would lose the masks.
             self._metric.update_state(batch.y, self._outputs(batch.x), batch.sample_weight)
         if batch is None:
             raise ValueError(

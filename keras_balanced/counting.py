@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, reading, targets
-from keras_balanced.validation import IgnoreClass
+from keras_balanced.validation import IgnoreClass, kind_of
 
 # Labels that stay in the cache while they are checked and counted.
 _CHUNK = 1 << 17
@@ -112,7 +112,7 @@ class LabelCounter:
                 "Labels must be integer classes. "
                 f"Received: labels of dtype {labels.dtype}, {labels[classes != labels][:5]}"
             )
-        # As unsigned numbers the negative ones are large: one look finds both kinds.
+        # As unsigned numbers the negative ones are large, so one comparison finds both kinds.
         if classes.size and classes.view("uint64").max() >= self.num_classes:
             bad = np.unique(classes[(classes < 0) | (classes >= self.num_classes)])
             raise ValueError(
@@ -147,9 +147,10 @@ class LabelForm:
 
     * Targets are all of shape `(..., K)`, not negative, and sum to 1 over that axis.
     * Class ids are integers in `[0, K)`, of any shape. Where all are of shape `(..., K)`, and can
-      not be targets, they must be more than zeros and ones: these may be `K` independent labels.
-    * What can be both are targets, with a batch axis and without `ignore_class`, which says ids.
-      Vectors `(K,)` are ids where `K` is 2, a pair of labels, and else they are refused.
+      not be targets, they must not be zeros and ones only, which may be `K` independent labels.
+    * Labels that can be both are targets if they have a batch axis and no `ignore_class` is given,
+      which only ids have. Vectors `(K,)` are ids if `K` is 2, a pair of labels, and otherwise
+      refused.
     """
 
     IDS, TARGETS = "class ids", "targets"
@@ -157,11 +158,13 @@ class LabelForm:
     def __init__(self, num_classes: int, ignore_class: IgnoreClass):
         self.num_classes = num_classes
         self.ignore_class = ignore_class
-        # Why the labels are not class ids, or not targets: the first reason that was found.
+        # The first reason why the labels are not class ids, and why not targets.
         self.reasons: dict[str, ValueError] = {}
-        # How many batches there are; are `(..., K)` with a batch axis; are vectors `(K,)`; hold
-        # floats; and are vectors of a single example, as the number of inputs says.
-        self.batches = self.matrices = self.vectors = self.floats = self.single = 0
+        self.batches = 0
+        self.matrices = 0  # Batches `(..., K)` with a batch axis.
+        self.vectors = 0  # Batches `(K,)`.
+        self.single = 0  # Vectors that belong to one example, as the number of inputs says.
+        self.floats = 0  # Batches of floats.
 
     def add(self, labels: np.ndarray, x: Any = None, is_sparse: bool = False) -> None:
         """Takes note of the next labels, whose inputs are `x`."""
@@ -304,7 +307,7 @@ def _stored(labels: Any, weights: Any, num_classes: int) -> tuple[Any, Any]:
     if rows is None or len(weights.shape) != 1:
         raise ValueError(
             "`sample_weight` of ragged labels must be as ragged, or one for each row. Received: "
-            f"a {type(weights).__name__} for a {type(labels).__name__}"
+            f"{kind_of(weights)} for {kind_of(labels)}"
         )
     return values, targets.as_numpy("`sample_weight`", weights)[ops.convert_to_numpy(rows)]
 

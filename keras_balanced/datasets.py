@@ -22,6 +22,11 @@ from keras_balanced.tails import (
 
 __all__ = ["load", "long_tail", "long_tail_counts", "stratified_split"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # The size of each class in the official train set, from which a long tail starts.
 _CIFAR_MAX_COUNT = {"cifar10": 5000, "cifar100": 500}
 NAMES = ("digits", *_CIFAR_MAX_COUNT)
@@ -94,7 +99,7 @@ def _load_digits():
     data = load_digits()
     x = np.round(data.images * (255 / 16)).astype("uint8")[..., None]
     y = data.target.astype("int64")
-    # The last images of each class: their writers are others than those of the first.
+    # The last images of each class are by other writers than the first.
     test = np.zeros(len(y), bool)
     for k in range(10):
         test[np.flatnonzero(y == k)[-_DIGITS_TEST_COUNT:]] = True

@@ -28,7 +28,7 @@ __all__ = ["Decision"]
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class Decision:
-    """Decides for a class by the predictions of a model: one rule, stated once.
+    """Decides on classes by the predictions of a model: one rule, stated once.
 
     Give it to metrics, `PerClassReport`, `plots.confusion_matrix` and `serving.export`, and all of
     them decide alike. It is one of four kinds:
@@ -223,7 +223,7 @@ class Decision:
             # An operator: `ops.matmul` of float64 is float32 on PyTorch.
             costs = p @ ops.convert_to_tensor(self.costs, dtype=scores.dtype)
             scores = -ops.reshape(costs, ops.shape(scores))
-            # A class that cannot be could be the best compromise.
+            # A masked class could otherwise have the least expected cost.
             masked = log_p < formula.MASKED / 2 / self.temperature
             low = ops.convert_to_tensor(formula.MASKED, dtype=scores.dtype)
             scores = ops.where(masked, low, scores)
@@ -264,7 +264,7 @@ class Decision:
             return np.allclose(self._shift, other._shift, atol=1e-6)
         alike = type(mine).log_posterior is type(its).log_posterior
         alike = alike and mine.surrogate == its.surrogate and self.costs == other.costs
-        # Only beside costs does more than the order of the probabilities count.
+        # Without costs only the order of the probabilities matters.
         alike = alike and (self.costs is None or self.temperature == other.temperature)
         first, second = (
             temperature * (change - change[..., :1])
@@ -372,7 +372,7 @@ def decision_of(
 ) -> Callable[[BalancedLoss], Decision | None]:
     """Returns a function of a loss that gives its decision, whatever a user's gives for one.
 
-    `None` stands for the default one of a loss, and for none of one without a posterior.
+    `None` stands for the loss's default decision, or for no decision if it has no posterior.
     """
     if function is None:
         return _default_decision
@@ -419,7 +419,7 @@ def _check_loss(loss):
         raise ValueError(
             "`loss` must override `log_posterior` too where it overrides `call`, or say "
             "`log_posterior = BalancedLoss.log_posterior` in its class, where that is right. "
-            f"Received: a {type(loss).__name__}"
+            f"Received: {validation.kind_of(loss)}"
         )
     return loss
 

@@ -30,7 +30,7 @@ class FoundDecision(NamedTuple):
 
     Attributes:
         decision: The `Decision` by the class mix found.
-        score: Its score on the data that it was found on, and is the best for: too good.
+        score: Its score on the data that it was found on: too good, since it is the best for them.
         recalls: Its recalls on these data, `(K,)`: NaN for a class that never occurs.
         expected_score: The score to expect on new data, by cross-fitting, or `None`.
         expected_recalls: The recalls to expect on new data, `(K,)`, or `None`.
@@ -66,8 +66,8 @@ def find_decision(
     """Finds the class mix whose decision has the best score on held-out data.
 
     Any trained model can be judged by macro-F1, or by least recalls, without training it again:
-    what changes is how its predictions become classes. That takes examples that the model was not
-    trained on, of every class; what few examples of a rare class say is little.
+    what changes is how its predictions become classes. That takes examples of every class that the
+    model was not trained on; a few examples of a rare class say little.
 
     Formula:
 
@@ -80,7 +80,7 @@ def find_decision(
     The search moves one class at a time to the middle of its best interval, until that improves
     nothing, from four mixes: the loss's own, the training mix, the uniform one and one between.
     It never ends below any of these that keeps `min_recall`. Of two classes it finds the best
-    there is; of more there may be a better one, which is rare.
+    decision; of more there is rarely a better one.
 
     Args:
         y_pred: Predictions of `N` held-out examples, as the loss takes them: `(..., K)`, of one
@@ -107,7 +107,7 @@ def find_decision(
 
     Returns:
         A `FoundDecision`, a named tuple of the `decision`; its `score` and `recalls` `(K,)` on
-        these data, which it was chosen by, so that they are too good; and `expected_score` and
+        these data, which are too good, since it was chosen by them; and `expected_score` and
         `expected_recalls` on new data, where each part is decided by what is found on the others.
         These are `None` with `folds=None`, and where a class has fewer than 2 examples.
 
@@ -144,9 +144,7 @@ def find_decision(
         folds = validation.check_integer("folds", folds, low=2)
     seed = validation.check_integer("seed", seed, low=0)
     y_pred = ops.convert_to_numpy(targets.as_tensor("y_pred", y_pred))
-    _refuse_probabilities(y_pred, base.loss)
-    _, ids, weights, kept = labelled(base.loss, y_pred, labels, sample_weight, "the held-out data")
-    _check_examples(ids, weights, surrogate)
+    ids, weights, kept = _examples(base, y_pred, labels, sample_weight)
     scores = _scores_of(base, y_pred, kept)
     if priors is not None:
         weights = _weighted_to(surrogate.check_mix("priors", priors), ids, weights)
@@ -157,21 +155,30 @@ def find_decision(
     def search_in(part, weights):
         return Search(scores[part], ids[part], weights, function, floors, reach, gap)
 
+    def judged(confusion):
+        return float(function(confusion)), _recalls_of(confusion)
+
     with np.errstate(divide="ignore", invalid="ignore"):  # In the user's score.
         log_mix = search_in(slice(None), weights).best_of(starts, seed)
         found = _decision_of(log_mix, base)
         decided = found(y_pred).reshape(-1)[kept]
-        confusion = confusion_matrix(ids, decided, weights, len(floors))
-        value, recalls = float(function(confusion)), _recalls_of(confusion)
+        value, recalls = judged(confusion_matrix(ids, decided, weights, len(floors)))
         _check_kept(recalls, floors)
         expected, expected_recalls = None, None
-        if (
-            folds is not None
-            and np.bincount(ids, minlength=len(floors)).min(where=surrogate.occurs, initial=2) > 1
-        ):
-            confusion = _cross_fitted(search_in, starts, ids, weights, scores, folds, seed)
-            expected, expected_recalls = float(function(confusion)), _recalls_of(confusion)
+        counts = np.bincount(ids, minlength=len(floors))
+        if folds is not None and counts.min(where=surrogate.occurs, initial=2) > 1:
+            expected, expected_recalls = judged(
+                _cross_fitted(search_in, starts, ids, weights, scores, folds, seed)
+            )
     return FoundDecision(found, value, recalls, expected, expected_recalls)
+
+
+def _examples(base, y_pred, labels, sample_weight):
+    """Returns class ids `(N,)` and weights of the examples that count, and which these are."""
+    _refuse_probabilities(y_pred, base.loss)
+    _, ids, weights, kept = labelled(base.loss, y_pred, labels, sample_weight, "the held-out data")
+    _check_examples(ids, weights, base.loss.surrogate)
+    return ids, weights, kept
 
 
 def _check_score(score, num_classes):
@@ -243,8 +250,8 @@ def _check_examples(ids, weights, surrogate):
     missing = np.flatnonzero((counts == 0) & np.broadcast_to(surrogate.occurs, counts.shape))
     if missing.size:
         raise ValueError(
-            "`labels` must have an example of every class that occurs: nothing can be found out "
-            f"about another. Received: none of the class ids {validation.some(missing)} in "
+            "`labels` must have an example of every class that occurs: nothing is known about "
+            f"another. Received: none of the class ids {validation.some(missing)} in "
             f"{len(ids)} examples"
         )
 

@@ -75,7 +75,7 @@ def _sparse_loss(
         ignored = targets.is_ignored(labels, ignore_class)
         label = targets.stand_in(surrogate.occurs, ignore_class)
         labels = ops.where(ignored, ops.full_like(labels, label), labels)
-        # So that a NaN there does not reach the gradient.
+        # A NaN there must not reach the gradient.
         logits = ops.where(ignored[..., None], like(logits, 0.0), logits)
 
     num_classes = len(surrogate.priors)
@@ -200,7 +200,7 @@ def _within_reach(logits: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]
         occurs = ops.convert_to_tensor(np.array(surrogate.occurs))
         logits = ops.where(occurs, logits, like(logits, -np.inf))
     largest = backends.largest(logits)[..., None]
-    # Near 0 the logits stay as they are: a difference is rounded, and of small ones not exact.
+    # Logits near 0 stay as they are, since a difference would be rounded.
     far = ops.where(ops.abs(largest) > 0.1 * _REACH, largest, like(logits, 0.0))
     logits, lowest = logits - far, largest - far - _REACH
     masked = logits < lowest
@@ -211,7 +211,7 @@ def _without_smoothing(log_eta: Tensor, surrogate: Surrogate) -> Tensor:
     """Returns the logarithm of the posterior of the labels before they were smoothed."""
     mass = surrogate.smoothing_mass
     # A model that has not fitted may predict less than the mass: then a hundredth of it is left.
-    # (Of an absent class there is none, and its logit is masked.)
+    # (An absent class has no mass, and its logit is masked.)
     least = like(log_eta, np.where(surrogate.occurs, 0.01 * mass, 1.0))
     eta = ops.exp(log_eta) - like(log_eta, mass)
     return ops.log_softmax(ops.log(ops.where(eta < least, least, eta)))

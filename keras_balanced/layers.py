@@ -36,9 +36,9 @@ class ClassPrior(keras.layers.Layer):
     priors = (positives + smoothing) / (examples + 2 smoothing)      # of each label: multi_label
     ```
 
-    Counts are exact up to 2**53 examples per class, on every backend, and saved bit for bit. As
-    `adapt`, `load_weights` changes nothing in what has been traced before: inside a model that has
-    predicted, call `model.make_predict_function(force=True)` after it.
+    Counts are exact up to 2**53 examples per class, on every backend, and saved bit for bit. Like
+    `adapt`, `load_weights` does not change functions that were traced before: inside a model that
+    has predicted, call `model.make_predict_function(force=True)` after it.
 
     Args:
         num_classes: Number of classes `K`, at least 2; with `multi_label` of labels, at least 1.
@@ -58,8 +58,8 @@ class ClassPrior(keras.layers.Layer):
         **kwargs: `name` and `dtype` of the layer.
 
     Call arguments: integer labels of any shape. Returns the same shape in the layer's dtype, NaN
-    for an invalid label and for one that has not come up, which is not counted in the `K` of the
-    weight either.
+    for an invalid label and for an unseen class, which is not counted in the `K` of the weight
+    either.
 
     Raises:
         ValueError: for bad arguments or labels, or if used before `adapt()`.
@@ -98,10 +98,13 @@ class ClassPrior(keras.layers.Layer):
         self.output_mode = output_mode
         self.multi_label = multi_label
         self.ignore_class = validation.check_ignore_class(ignore_class)
-        self._counter = LabelCounter(self.num_classes, multi_label, self.ignore_class)
         if counts is None:
             counts = np.zeros(self._counter.shape)
         self._counts = validation.check_counts("counts", counts, self._counter.shape)
+
+    @property
+    def _counter(self):
+        return LabelCounter(self.num_classes, self.multi_label, self.ignore_class)
 
     def adapt(self, data: Any, sample_weight: Any = None, steps: int | None = None) -> None:
         """Counts the classes in `data`, in one pass, in place of any former counts.
@@ -192,7 +195,7 @@ class ClassPrior(keras.layers.Layer):
     def call(self, labels):
         priors = self._all_priors()
         occurs = priors > 0
-        # A label that has not come up is as one out of range.
+        # An unseen label is treated as one out of range.
         priors = np.where(occurs, priors, np.nan)
         values = {
             "prior": priors,
@@ -344,7 +347,7 @@ def refuse_adjusted_twice(
 ) -> None:
     """Raises if a model ends in a `LogitAdjustment`, and its loss takes the logits for others."""
     at_end = backends.layers_from_the_end(model, output_name)
-    # Of a loss of probabilities the softmax is at the end.
+    # A model whose loss takes probabilities ends in a softmax: what counts comes before it.
     layer = next((layer for layer in at_end if not backends.is_softmax(layer)), None)
     if not isinstance(layer, LogitAdjustment) or np.ptp(layer.surrogate.shift) == 0:
         return

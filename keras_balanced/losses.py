@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["BalancedLoss", "BinaryGCALoss", "BinaryGLALoss", "GCALoss", "GLALoss"]
 
-TEMPERATURES = (0.01, 100.0)  # The range of one.
+TEMPERATURES = (0.01, 100.0)  # The least, and what all must be below.
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
 class BalancedLoss(keras.losses.Loss):
     """Computes the loss of any `Surrogate`, under the whole contract of a Keras loss.
 
-    `GLALoss` and `GCALoss` are built on it. Build a loss of your own on it in one of two ways:
+    `GLALoss` and `GCALoss` are built on it. Build a custom loss on it in one of two ways:
     give it the constants of the loss as a `Surrogate`, or subclass it and override `logits`
     (what is done to the predictions first) or `call`. Masks, sample weights, `ignore_class`,
     probabilities, reductions and `posterior` come with it. A subclass needs no `get_config` if its
     `__init__` keeps each of its own arguments in an attribute of the same name, and hands
-    `**kwargs` on. What a Keras object was in it, such as a `ClassPrior` for a loss that needs
+    `**kwargs` on. An argument that is a Keras object, such as a `ClassPrior` for a loss that needs
     counts, is one again in a loaded loss. Two losses are equal if they are of one class and all of
     their arguments are equal.
 
@@ -111,7 +111,7 @@ class BalancedLoss(keras.losses.Loss):
         y_true = targets.as_tensor("y_true", y_true)
         y_pred = targets.as_tensor("y_pred", y_pred)
         if self.from_logits:
-            # Before Keras casts `y_pred`, which loses the mark that a softmax leaves on it.
+            # Keras will cast `y_pred`, which loses the mark that a softmax leaves on it.
             backends.refuse_probabilities(y_pred)
         mask = backends.get_mask(y_pred)
         if mask is None and sample_weight is None:
@@ -314,12 +314,12 @@ class GLALoss(BalancedLoss):
     not. But a gradient in the tail carries `s^q`, and the shift starts `s` near 0 there: trained
     from scratch, `q >= 0.5` can lose the rare classes, and `tau = 1` loses fewer.
 
-    With `tau = 1` the minimiser decides for the mix `priors^q * target_priors^(1 - q)`. On tables
-    with wrong labels that lean is what `q = 0.3` gains by, and `target_priors` of `priors^0.3` at
-    `q = 0` gain nearly as much. A large `q` can pay where labels of images are wrong uniformly and
-    the network would memorise them: 0.7 or 0.9 with `tau=1`, chosen on held-out data. Then decide
-    by the argmax of the logits: `posterior` is that of a minimiser, from which such a training
-    stays far.
+    With `tau = 1` the minimiser decides for the mix `priors^q * target_priors^(1 - q)`, which leans
+    towards the frequent classes. On tables with wrong labels this lean explains most of the gain of
+    `q = 0.3`: `target_priors` of `priors^0.3` at `q = 0` gain nearly as much. A large `q` can pay
+    where labels of images are wrong uniformly and the network would memorise them: 0.7 or 0.9 with
+    `tau=1`, chosen on held-out data. Then decide by the argmax of the logits: `posterior` is right
+    at the minimum, and such a training stays far from it.
 
     Args:
         priors: Class mix of the data that the model sees, after any resampling: `K` counts or

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_balanced import backends, formula, targets, validation
-from keras_balanced.decisions import Decision, check_decision
+from keras_balanced import backends, targets, validation
+from keras_balanced.decisions import Decision
 from keras_balanced.losses import TEMPERATURES, BalancedLoss
-from keras_balanced.sums import ClassMetric, sums_of
+from keras_balanced.sums import ClassMetric, RecallMetric, check_size, sums_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def warn_of_other_decisions(
     model: keras.Model, decision: Decision, output_name: str | None = None, given: bool = True
 ) -> None:
@@ -48,7 +52,7 @@ def warn_of_other_decisions(
     others = [
         metric.name
         for metric in backends.compiled_metrics(model, output_name)
-        if isinstance(metric, _RecallMetric)
+        if isinstance(metric, RecallMetric)
         and (given or metric.decision is None)
         and not metric.decides_as(decision)
     ]
@@ -60,116 +64,15 @@ def warn_of_other_decisions(
         )
 
 
-def _check_loss(name, loss, *sizes, of):
-    """Raises unless a loss is of `(is binary, number of classes or labels)`, one of some."""
-    surrogate = loss.surrogate
-    size = surrogate.num_labels if surrogate.binary else len(surrogate.priors)
-    if (surrogate.binary, size) not in sizes:
-        kind = f"{size} labels" if surrogate.binary else f"{size} classes"
-        kind = "one logit per example" if size is None else kind
-        raise ValueError(f"`{name}` must be of {of}. Received: one of {kind}")
-
-
-class _RecallMetric(ClassMetric):
-    """The weight of each class, in all and predicted right; subclasses read `result` off them."""
-
-    _default_name: str | None = None
-    _sums: tuple[str, ...] = ("correct", "total")
-    correct: Any
-    total: Any
-    predicted: Any
-
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        decision: Decision | BalancedLoss | None = None,
-        ignore_class: int | Sequence[int] | None = None,
-        name: str | None = None,
-        dtype: str | None = None,
-    ):
-        super().__init__(num_classes, ignore_class, name or self._default_name, dtype)
-        self.decision = check_decision("decision", decision)
-        if self.decision is not None:
-            _check_loss("decision", self.decision.loss, *self._sizes(), of=self._kind())
-        for sums in self._sums:
-            setattr(self, sums, self.add_variable(self._shape(), "zeros", self.dtype, name=sums))
-
-    def _shape(self):
-        return (self.num_classes,)
-
-    def _sizes(self):
-        return [(False, self.num_classes)]
-
-    def _kind(self):
-        return f"the {self.num_classes} classes"
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Adds a batch.
-
-        Args:
-            y_true: Classes as integers `(...)` or `(..., 1)`, or one-hot or soft targets
-                `(..., K)`, which count as fractions of examples. A label outside `[0, K)` that is
-                not `ignore_class` makes the result NaN.
-            y_pred: Predictions `(..., K)`: as `decision` takes them, or logits or probabilities.
-            sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
-                `fit` to `weighted_metrics` only.
-        """
-        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
-        y_true, weights = self._flatten(y_true, y_pred, sample_weight)
-        if self.decision is None:
-            predicted = backends.argmax(formula.as_full_precision(y_pred))
-        else:
-            predicted = self.decision(y_pred)
-        self._count(y_true, ops.reshape(predicted, (-1,)), weights)
-
-    def decides_as(self, decision: Decision) -> bool:
-        """Returns whether the predicted classes are those of a decision."""
-        own = self.decision or Decision(decision.loss, by="logits")
-        return own.decides_as(decision)
-
-    def _count(self, y_true, predicted, weights):
-        if len(y_true.shape) == 1:
-            hits = weights * ops.cast(ops.equal(y_true, predicted), self.dtype)
-            total, correct = (sums_of(part, y_true, self.num_classes) for part in (weights, hits))
-        else:
-            weighted = y_true * weights[:, None]
-            hits = ops.take_along_axis(weighted, predicted[:, None], axis=-1)[:, 0]
-            total, correct = sums_of(weighted), sums_of(hits, predicted, self.num_classes)
-        # The NaN of one label out of range goes to every class.
-        self.total.assign_add(total + 0.0 * ops.sum(weights))
-        self.correct.assign_add(correct)
-
-    def recalls(self) -> Any:
-        """Returns the recall of each class, `(K,)`; 0 for a class that has not come up."""
-        return ops.divide_no_nan(self.correct, self.total)
-
-    def _mean(self, values, among=1.0):
-        """Returns the mean of `values` `(K,)` over the classes that have come up."""
-        present = ops.cast(ops.not_equal(self.total, 0), self.dtype) * among
-        return ops.divide_no_nan(ops.sum(values * present), ops.sum(present))
-
-    def get_config(self) -> dict[str, Any]:
-        decision = self.decision and keras.saving.serialize_keras_object(self.decision)
-        return {**super().get_config(), "decision": decision}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> _RecallMetric:
-        """Returns the metric of a config, also of one saved before there were decisions."""
-        loss = config.get("loss")
-        config = {key: config[key] for key in config if key not in ("loss", "threshold")}
-        return cls(**config, **({} if loss is None else {"decision": loss}))
-
-
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class BalancedAccuracy(_RecallMetric):
+class BalancedAccuracy(RecallMetric):
     """Computes the balanced accuracy: the mean recall over the classes.
 
     Formula:
 
     ```
     recall[k] = weight of class k predicted as k / weight of class k
-    result    = mean of recall over the classes that have come up
+    result    = mean of recall over the classes seen
     ```
 
     As in `sklearn.metrics.balanced_accuracy_score`, classes without an example are left out. With
@@ -178,8 +81,8 @@ class BalancedAccuracy(_RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -204,7 +107,7 @@ class BalancedAccuracy(_RecallMetric):
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class ClassRecall(_RecallMetric):
+class ClassRecall(RecallMetric):
     """Computes the recall of one class, or of every class.
 
     Formula:
@@ -219,8 +122,8 @@ class ClassRecall(_RecallMetric):
         num_classes: Number of classes `K`, at least 2.
         class_id: The class whose recall is wanted. `None` (default) gives all, as `(K,)`.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -264,14 +167,14 @@ class ClassRecall(_RecallMetric):
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class WorstClassRecall(_RecallMetric):
+class WorstClassRecall(RecallMetric):
     """Computes the recall of the worst class.
 
     Formula:
 
     ```
     recall[k] = weight of class k predicted as k / weight of class k
-    result    = minimum of recall over the classes that have come up
+    result    = minimum of recall over the classes seen
     ```
 
     With no example at all the result is 0.
@@ -279,8 +182,8 @@ class WorstClassRecall(_RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -307,14 +210,14 @@ class WorstClassRecall(_RecallMetric):
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class MacroF1(_RecallMetric):
+class MacroF1(RecallMetric):
     """Computes the macro-averaged F1 score: the mean of the F1 scores of the classes.
 
     Formula:
 
     ```
     f1[k]  = 2 * weight of class k predicted as k / (weight of class k + weight predicted as k)
-    result = mean of f1 over the classes that have come up, as labels or as predictions
+    result = mean of f1 over the classes seen, as labels or as predictions
     ```
 
     As `sklearn.metrics.f1_score(average="macro")`. It depends on the class mix of the data, unlike
@@ -324,8 +227,8 @@ class MacroF1(_RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only. A class that is ignored has no F1 score.
         name: Optional name of the metric.
@@ -361,14 +264,14 @@ class MacroF1(_RecallMetric):
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class GeometricMeanRecall(_RecallMetric):
+class GeometricMeanRecall(RecallMetric):
     """Computes the geometric mean of the recalls of the classes (G-mean).
 
     Formula:
 
     ```
     recall[k] = weight of class k predicted as k / weight of class k
-    result    = product of recall ** (1 / K') over the K' classes that have come up
+    result    = product of recall ** (1 / K') over the K' classes seen
     ```
 
     One class never predicted right makes it 0. It is `imblearn.metrics.geometric_mean_score` over
@@ -377,8 +280,8 @@ class GeometricMeanRecall(_RecallMetric):
     Args:
         num_classes: Number of classes `K`, at least 2.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric.
@@ -448,14 +351,14 @@ def shot_groups(
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class ShotRecall(_RecallMetric):
+class ShotRecall(RecallMetric):
     """Computes the mean recall of the classes with many, a medium number of or few examples.
 
     Formula:
 
     ```
     recall[k] = weight of class k predicted as k / weight of class k
-    result    = mean of recall over the classes of the group that have come up
+    result    = mean of recall over the classes of the group that were seen
     ```
 
     Args:
@@ -464,8 +367,8 @@ class ShotRecall(_RecallMetric):
             `thresholds[1]`) or `"medium"` (the rest).
         thresholds: Two numbers of examples, the larger first. Defaults to `(100, 20)`.
         decision: `Decision` by which to predict, or the loss that the model is trained with, which
-            stands for its default one. `None` (default) is the argmax of the predictions: under
-            GCA with margins, or `tau` other than `1 / (1 - q)`, another decision.
+            stands for its default one. `None` (default) is the argmax of the predictions, which is
+            another decision under GCA with margins, or `tau` other than `1 / (1 - q)`.
         ignore_class: Integer label, in `[0, K)` or outside (255, -1), or a list of several, that is
             not counted. For integer `y_true` only.
         name: Optional name of the metric. Defaults to the group and `"_shot_recall"`.
@@ -503,17 +406,17 @@ class ShotRecall(_RecallMetric):
                 '`group` must be "many", "medium" or "few". '
                 f"Received: group={validation.show(group)}"
             )
-        plain_counts = validation.check_counts("counts", counts).tolist()
+        stored = validation.check_counts("counts", counts).tolist()
         if not groups[group].any():
             raise ValueError(
                 f"The group {group!r} must have a class. "
-                f"Received: counts={validation.show(plain_counts)} and thresholds={thresholds}"
+                f"Received: counts={validation.show(stored)} and thresholds={thresholds}"
             )
         name = name or f"{group}_shot_recall"
         super().__init__(
-            len(plain_counts), decision=decision, ignore_class=ignore_class, name=name, dtype=dtype
+            len(stored), decision=decision, ignore_class=ignore_class, name=name, dtype=dtype
         )
-        self.counts = plain_counts
+        self.counts = stored
         self.group = group
         self.thresholds = validation.as_json(thresholds)
         self._members = groups[group]
@@ -525,16 +428,12 @@ class ShotRecall(_RecallMetric):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_classes"]
-        return {
-            **config,
-            "counts": self.counts,
-            "group": self.group,
-            "thresholds": self.thresholds,
-        }
+        own = {"counts": self.counts, "group": self.group, "thresholds": self.thresholds}
+        return {**config, **own}
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
-class BinaryBalancedAccuracy(_RecallMetric):
+class BinaryBalancedAccuracy(RecallMetric):
     """Computes the balanced accuracy of one logit or probability per example, or of each label.
 
     Formula:
@@ -648,11 +547,7 @@ class BinaryBalancedAccuracy(_RecallMetric):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_classes"]
-        return {
-            **config,
-            "num_labels": self.num_labels,
-            "label_id": self.label_id,
-        }
+        return {**config, "num_labels": self.num_labels, "label_id": self.label_id}
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")
@@ -667,7 +562,7 @@ class ClassCalibrationError(ClassMetric):
     result    = sum of |gap| / (K * sum of weight)
     ```
 
-    0 where each class comes up as often as its probabilities say. Compare like with like: the
+    0 where each class occurs as often as its probabilities say. Compare like with like: the
     probabilities of `loss.posterior` are right for its target mix, or for `priors`: let that be the
     mix of the examples (and of their `sample_weight`). In `compile` it sees the outputs of the
     model, which for a balanced loss are not probabilities: give it the `loss`. With no example the
@@ -683,7 +578,7 @@ class ClassCalibrationError(ClassMetric):
             label 1.
         num_bins: Number of bins of equal width in `[0, 1]`, at least 1.
         loss: The loss that the model is trained with: `y_pred` is then what the loss takes, and
-            its `posterior` is looked at. `None` (default) takes `y_pred` as it is.
+            its `posterior` is measured. `None` (default) takes `y_pred` as it is.
         priors: Class mix in which the posterior of `loss` is stated; `None` is its target mix.
         temperature: That of the posterior of `loss`, in `[0.01, 100)`.
         from_logits: Whether `y_pred` is logits, of which the softmax is taken (the sigmoid where
@@ -728,35 +623,39 @@ class ClassCalibrationError(ClassMetric):
         super().__init__(num_classes, ignore_class, name, dtype, least=1)
         if isinstance(loss, dict):  # Out of a config.
             loss = keras.saving.deserialize_keras_object(loss)
+        self._check_posterior(loss, priors, temperature, from_logits)
+        self.loss = loss
+        self.priors = validation.as_json(priors, loss is not None and loss.surrogate.binary)
+        self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
+        self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
+        self.from_logits = bool(from_logits)
+        cells = (self.num_classes * self.num_bins,)
+        self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
+        self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
+
+    def _check_posterior(self, loss, priors, temperature, from_logits):
+        """Raises unless the arguments are those of the posterior of a loss, or all left out."""
         if loss is None:
             if priors is not None or temperature != 1.0:
                 raise ValueError(
                     "`priors` and `temperature` are those of the posterior of a `loss`. Received: "
                     "loss=None"
                 )
-        elif isinstance(loss, BalancedLoss):
-            labels = None if self.num_classes == 1 else self.num_classes
-            of = f"{self.num_classes} classes or labels"
-            _check_loss("loss", loss, (False, self.num_classes), (True, labels), of=of)
-            loss.surrogate.check_mix("priors", priors)
-        else:
+            return
+        if not isinstance(loss, BalancedLoss):
             raise ValueError(
-                "`loss` must be a loss of keras_balanced, whose posterior to look at. Received: "
+                "`loss` must be a loss of keras_balanced, whose posterior is measured. Received: "
                 f"loss={validation.show(loss)}"
             )
-        self.loss = loss
-        self.priors = validation.as_json(priors, loss is not None and loss.surrogate.binary)
-        self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)
-        self.num_bins = validation.check_integer("num_bins", num_bins, low=1)
-        self.from_logits = bool(from_logits)
-        if self.from_logits and self.loss is not None:
+        labels = None if self.num_classes == 1 else self.num_classes
+        of = f"{self.num_classes} classes or labels"
+        check_size("loss", loss, (False, self.num_classes), (True, labels), of=of)
+        loss.surrogate.check_mix("priors", priors)
+        if from_logits:
             raise ValueError(
                 "`from_logits` must be left out with a `loss`, whose own says it. Received: "
                 "from_logits=True and a loss"
             )
-        cells = (self.num_classes * self.num_bins,)
-        self.gap = self.add_variable(cells, "zeros", self.dtype, name="gap")
-        self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch.

@@ -10,6 +10,10 @@ from keras_balanced import validation
 __all__ = ["resnet"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def resnet(
     input_shape: tuple[int, int, int], num_classes: int, depth: int = 32, l2: float = 1e-4
 ) -> keras.Model:

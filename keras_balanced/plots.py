@@ -28,6 +28,11 @@ __all__ = [
     "reliability_diagram",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _MAX_BARS = 20
 
 
@@ -143,24 +148,16 @@ def confusion_matrix(
     >>> print(ax.get_ylabel())
     class
     """
-    given = None if class_names is None else max(len(class_names), 2)
     rule = check_decision("decision", decision)
-    if rule is not None:
-        surrogate = rule.loss.surrogate
-        if surrogate.num_labels is not None:
-            raise ValueError(
-                "`decision` must be of one class per example: of labels draw one at a time. "
-                f"Received: a decision of {surrogate.num_labels} labels"
-            )
-        given = surrogate.priors.shape[-1]
-        predicted = decided = rule(targets.as_numpy("`predicted`", predicted))
-        truth = targets.as_numpy("`labels`", labels, "classes")
-        if decided.ndim > 1 and truth.shape[: decided.ndim] == decided.shape:
-            labels, predicted = truth.reshape(decided.size, -1), decided.ravel()
-    rows = targets.class_ids("labels", labels, given)
-    columns = targets.class_ids("predicted", predicted, given)
-    num_classes = given or int(max(rows.max(), columns.max())) + 1
-    class_names = validation.check_class_names(class_names, num_classes, num_classes == 2)
+    if rule is None:
+        num_classes = None if class_names is None else max(len(class_names), 2)
+    else:
+        labels, predicted = _decided(rule, labels, predicted)
+        num_classes = rule.loss.surrogate.priors.shape[-1]
+    rows = targets.class_ids("labels", labels, num_classes)
+    columns = targets.class_ids("predicted", predicted, num_classes)
+    num_classes = num_classes or int(max(rows.max(), columns.max())) + 1
+    names = validation.check_class_names(class_names, num_classes, num_classes == 2)
     if len(rows) != len(columns):
         raise ValueError(
             f"`labels` and `predicted` must be classes in [0, {num_classes}), and equally many. "
@@ -178,11 +175,26 @@ def confusion_matrix(
             color = "white" if value > 0.5 else "black"
             text = f"{value:.2f}\n({counts[row, column]})"
             ax.text(column, row, text, ha="center", va="center", color=color, size=8)
-        ax.set_xticks(range(num_classes), class_names, rotation=90)
-        ax.set_yticks(range(num_classes), class_names)
+        ax.set_xticks(range(num_classes), names, rotation=90)
+        ax.set_yticks(range(num_classes), names)
     ax.set_xlabel("predicted")
     ax.set_ylabel("class")
     return ax
+
+
+def _decided(rule, labels, predicted):
+    """Returns labels and the classes that a decision makes of predictions, flat where it can be."""
+    num_labels = rule.loss.surrogate.num_labels
+    if num_labels is not None:
+        raise ValueError(
+            "`decision` must be of one class per example: of labels draw one at a time. "
+            f"Received: a decision of {num_labels} labels"
+        )
+    decided = rule(targets.as_numpy("`predicted`", predicted))
+    truth = targets.as_numpy("`labels`", labels, "classes")
+    if decided.ndim > 1 and truth.shape[: decided.ndim] == decided.shape:
+        return truth.reshape(decided.size, -1), decided.ravel()
+    return labels, decided
 
 
 def reliability_diagram(
@@ -191,7 +203,7 @@ def reliability_diagram(
     num_bins: int = 15,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws how often classes come up against how probable they were said to be.
+    """Draws how often classes occur against their predicted probability.
 
     All classes together, in bins of equal width. On the diagonal the probabilities are right.
 
@@ -248,7 +260,7 @@ def reliability_diagram(
 
 
 def _hits(probabilities, labels):
-    """Returns whether each of the classes of probabilities came up, flat."""
+    """Returns whether each of the probabilities is that of the true class, flat."""
     labels = targets.as_numpy("`labels`", labels, "classes")
     shape = probabilities.shape
     if len(shape) > 2 and labels.shape[: len(shape) - 1] == shape[:-1]:  # Time steps or pixels.

@@ -96,7 +96,7 @@ def check(data: Any, steps: int | None = None, name: str = "validation_data") ->
         return
     is_list_of_arrays = isinstance(data, list) and _is_array(next(iter(data), None))
     if is_list_of_arrays or not _is_iterable(data):
-        received = "a list of arrays" if is_list_of_arrays else f"a {type(data).__name__}"
+        received = "a list of arrays" if is_list_of_arrays else validation.kind_of(data)
         raise ValueError(
             f"`{name}` must be a tuple of arrays `(x, y)` or `(x, y, sample_weight)`, or "
             f"batches of them. Received: {received}"
@@ -116,7 +116,7 @@ def _check_batches_of_labels(data: Any) -> None:
             f"pass those of one, as in `adapt(y[{next(iter(data), 'name')!r}])`"
         )
     if not _is_iterable(data):
-        raise ValueError(f"`data` must be labels, or batches. Received: a {type(data).__name__}")
+        raise ValueError(f"`data` must be labels, or batches. Received: {validation.kind_of(data)}")
 
 
 def _check_end(data: Any, steps: int | None, name: str) -> None:
@@ -125,7 +125,7 @@ def _check_end(data: Any, steps: int | None, name: str) -> None:
     elif number_of_batches(data) == math.inf:
         raise ValueError(
             "`steps` is needed for data without end. Received: steps=None, and as "
-            f"`{name}` a {type(data).__name__}, which never ends"
+            f"`{name}` {validation.kind_of(data)}, which never ends"
         )
 
 
@@ -231,7 +231,7 @@ def _of_one_output(values: Any, name: str, output_name: str | None, what: str) -
     elif isinstance(values, (list, tuple)) and any(map(_is_part, values)):
         if len(values) == 1:
             return values[0]
-        received = f"{what} in a {type(values).__name__} of {len(values)}"
+        received = f"{what} in {validation.kind_of(values)} of {len(values)}"
     else:
         return list(values) if isinstance(values, tuple) else values
     which = "" if output_name is None else f", {output_name!r}"
@@ -294,7 +294,7 @@ def _number_of_examples(parts: Iterable, name: str) -> int:
 
 
 def _are_labels(data: Any) -> bool:
-    """Returns whether data are labels in one piece: an array, or lists of numbers."""
+    """Returns whether data are labels alone: an array, or lists of numbers."""
     if isinstance(data, tuple):
         return bool(data) and all(isinstance(value, numbers.Number) for value in data)
     first = data
@@ -339,7 +339,7 @@ def examples(x: Any, y: Any, sample_weight: Any = None) -> Batch:
     if not all(map(_is_array, keras.tree.flatten(inputs))):
         raise ValueError(
             "`x` must be an array, a tuple or dict of arrays, or a `tf.data.Dataset` of single "
-            f"examples `(x, y)`. Received: a {type(x).__name__}"
+            f"examples `(x, y)`. Received: {validation.kind_of(x)}"
         )
     if y is None:
         raise ValueError("`y` must be labels, where `x` is an array. Received: y=None")
@@ -363,6 +363,27 @@ def labels_of_examples(dataset: Any, y: Any, name: str) -> np.ndarray:
     )
     if y is not None:
         raise ValueError(f"`y` must be left out, since `{name}` is a dataset `(x, y)`. Received: y")
+    _check_single_examples(dataset, expected)
+    is_known = number_of_batches(dataset) is not None
+    advice = "if there is none, leave out its `.repeat()`"
+
+    def labels() -> np.ndarray:
+        examples = dataset.as_numpy_iterator()
+        examples = examples if is_known else say_how_far(examples, f"`{name}`", "examples", advice)
+        return np.array([example[1] for example in examples])
+
+    first, second = labels(), labels()
+    if not np.array_equal(first, second):
+        raise ValueError(
+            f"{expected}. Received: one that is shuffled anew; leave out its `.shuffle()`, or "
+            "give `reshuffle_each_iteration=False`, as `shuffle=False` where Keras reads a "
+            "directory"
+        )
+    return first
+
+
+def _check_single_examples(dataset: Any, expected: str) -> None:
+    """Raises unless a dataset has single examples with the labels of one output, and an end."""
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         kind = f"a dict of {list(spec)}" if isinstance(spec, dict) else f"{spec!r}"
@@ -382,19 +403,3 @@ def labels_of_examples(dataset: Any, y: Any, name: str) -> np.ndarray:
             f"{expected}. Received: labels of shape {label.shape}; take batches apart with "
             "`.unbatch()`"
         )
-    is_known = number_of_batches(dataset) is not None
-    advice = "if there is none, leave out its `.repeat()`"
-
-    def labels() -> np.ndarray:
-        examples = dataset.as_numpy_iterator()
-        examples = examples if is_known else say_how_far(examples, f"`{name}`", "examples", advice)
-        return np.array([example[1] for example in examples])
-
-    first, second = labels(), labels()
-    if not np.array_equal(first, second):
-        raise ValueError(
-            f"{expected}. Received: one that is shuffled anew; leave out its `.shuffle()`, or "
-            "give `reshuffle_each_iteration=False`, as `shuffle=False` where Keras reads a "
-            "directory"
-        )
-    return first

@@ -138,7 +138,7 @@ class Search:
         self.floors, self.reach, self.gap = floors, reach, gap
         self.true = np.bincount(labels, self.weights, minlength=len(floors))
         self.occurring = np.flatnonzero(self.true)
-        # Of two classes only the difference counts. Of more, rare ones move first.
+        # With two classes only the difference counts. With more, rare classes move first.
         by_weight = self.occurring[np.argsort(self.true[self.occurring], kind="stable")]
         self.moved = self.occurring[1:] if len(self.occurring) == 2 else by_weight
 
@@ -149,7 +149,7 @@ class Search:
         for _ in range(restarts):
             if self.rank_of(best)[0] == 0:
                 break
-            # Floors that seem out of reach: from somewhere else they may not be.
+            # Floors that were not kept from these starts may be kept from elsewhere.
             again = self.ascend(best + rng.normal(size=len(best)))
             best = max(best, again, key=self.rank_of)
         return max(self.centred(best), best, key=self.rank_of)

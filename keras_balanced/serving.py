@@ -20,7 +20,14 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, metrics, validation
-from keras_balanced.calibration import calibrate, check_loss, check_model, estimate_priors, only
+from keras_balanced.calibration import (
+    Calibration,
+    calibrate,
+    check_loss,
+    check_model,
+    estimate_priors,
+    only,
+)
 from keras_balanced.decisions import Decision, check_decision
 from keras_balanced.finding import FoundDecision, find_decision
 from keras_balanced.thresholds import find_threshold
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from keras_balanced.validation import ClassMix
 
 __all__ = [
+    "Calibration",
     "FoundDecision",
     "calibrate",
     "estimate_priors",
@@ -39,6 +47,10 @@ __all__ = [
     "find_decision",
     "find_threshold",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def export(
@@ -61,8 +73,9 @@ def export(
       mixes of the loss needs 0;
     - `raw` gives the `logits` alone.
 
-    The argmax of `probabilities` is not the decision: that of the class mix to be good at does not
-    move with the mix that is met. By costs or a threshold it does, in `with_priors` too.
+    The argmax of `probabilities` is not the decision: a decision by the class mix to be good at
+    does not change with the mix that is met. One by costs or a threshold does, also in
+    `with_priors`.
 
     Formula:
 
@@ -86,8 +99,8 @@ def export(
         decision: `Decision` that `class_id` follows, with its temperature, or the loss that the
             model was trained with, which stands for its default one. `None` is the compiled loss.
             For plain cross-entropy pass `GLALoss(priors, tau=0)`, or `BinaryGLALoss(rate, tau=0)`.
-            Warns of compiled metrics that predict other classes; with a decision given, only of
-            those without one of their own.
+            Warns of compiled metrics that predict other classes; where a decision is given here,
+            only of those that were given none.
         class_names: `K` different names in order, or a dict of names and ids, such as the
             `class_indices` of Keras's generators; for one logit also that of label 1 alone. `None`
             is `"0"`, `"1"`, ...
@@ -128,7 +141,7 @@ def export(
     class_names = validation.check_class_names(
         class_names, mix.shape[0], loss.surrogate.binary and not loss.surrogate.num_labels
     )
-    # Who gave a metric a decision, and the export another, has stated both.
+    # Where a metric and the export were given different decisions, both are meant.
     metrics.warn_of_other_decisions(model, decision, given=is_default)
     if backends.backend_name() == "torch":
         raise RuntimeError(
@@ -136,51 +149,64 @@ def export(
             "the model as a .keras file, and load and export it in a process with "
             "KERAS_BACKEND=tensorflow (or jax)."
         )
-    classes = {
+    tf = _tensorflow()
+    is_remote = "://" in str(path)
+    scratch = _scratch(tf, path, is_remote)
+    with scratch:
+        saved = pathlib.Path(scratch.name, "model")
+        _save(tf, model, saved, input_names, decision, _contents(decision, mix, class_names))
+        if is_remote:
+            return _copy_to_next_version(tf.io.gfile, saved, str(path))
+        return _rename_to_next_version(saved, pathlib.Path(path).expanduser())
+
+
+def _contents(decision, mix, class_names):
+    """Returns what `classes.json` says of a servable."""
+    surrogate = decision.loss.surrogate
+    return {
         "class_names": class_names,
-        "training_priors": loss.surrogate.priors.tolist(),
-        "loss_target_priors": loss.surrogate.target_priors.tolist(),
+        "training_priors": surrogate.priors.tolist(),
+        "loss_target_priors": surrogate.target_priors.tolist(),
         "priors": mix.tolist(),
         "rule": str(decision),
         "decision": keras.saving.serialize_keras_object(decision),
     }
-    tf = _tensorflow()
-    remote = "://" in str(path)
-    local = pathlib.Path(path).expanduser()
+
+
+def _scratch(tf, path, is_remote):
+    """Returns a temporary directory: on the disk of a local servable, for a rename in one step."""
     try:
-        if remote:
+        if is_remote:
             tf.io.gfile.exists(path)  # Raises for a file system that is not there.
-        base = None if remote else _base(local)
-        scratch = tempfile.TemporaryDirectory(prefix=".export-", dir=base)
+        base = None if is_remote else _base(pathlib.Path(path).expanduser())
+        return tempfile.TemporaryDirectory(prefix=".export-", dir=base)
     except (OSError, RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
             "`path` must be a directory that can be written. "
             f"Received: path={str(path)!r} ({error})"
         ) from error
-    with scratch:
-        saved = pathlib.Path(scratch.name, "model")
-        # Without gradients, which serving has no use for and JAX none of a loop.
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        try:
-            archive, served = _archive(tf, model, input_names, decision, classes)
-        except Exception as error:  # JAX fails where TensorFlow would answer otherwise.
-            if fixed := _fixed_batch(model):
-                raise ValueError(f"`model` cannot be exported: {fixed}") from error
-            raise
-        _check_served(tf, model, loss, served)
-        archive.write_out(saved, options, verbose=False)
-        extra = saved / "assets.extra"
-        extra.mkdir()
-        (extra / "classes.json").write_text(json.dumps(classes, indent=2) + "\n")
-        if remote:
-            return _copy_to_next_version(tf.io.gfile, saved, str(path))
-        local.mkdir(parents=True, exist_ok=True)
-        return _rename_to_next_version(saved, local)
 
 
 def _base(path):
-    """Returns the nearest directory above a path that is there."""
+    """Returns the nearest directory above a path that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def _save(tf, model, saved, input_names, decision, classes):
+    """Writes the SavedModel and its `classes.json`, once its program answers as the model does."""
+    # Without gradients: serving needs none, and JAX has none for a loop.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    try:
+        archive, served = _archive(tf, model, input_names, decision, classes)
+    except Exception as error:  # JAX fails where TensorFlow would answer otherwise.
+        if fixed := _fixed_batch(model):
+            raise ValueError(f"`model` cannot be exported: {fixed}") from error
+        raise
+    _check_served(tf, model, decision.loss, served)
+    archive.write_out(saved, options, verbose=False)
+    extra = saved / "assets.extra"
+    extra.mkdir()
+    (extra / "classes.json").write_text(json.dumps(classes, indent=2) + "\n")
 
 
 def _check_inputs(model):
@@ -240,46 +266,68 @@ def _tensorflow():
 
 def _archive(tf, model, input_names, decision, classes):
     """Returns the `keras.export.ExportArchive` with the signatures, and the function of `raw`."""
-    loss, surrogate = decision.loss, decision.loss.surrogate
     specs = {
         name: tf.TensorSpec((None, *x.shape[1:]), x.dtype, name)
         for name, x in zip(input_names, model.inputs, strict=True)
     }
+    mix = tf.TensorSpec((None, len(classes["class_names"])), tf.float32, "priors")
 
     def raw(inputs):
-        return {"logits": _logits(model, loss, [inputs[name] for name in input_names])}
+        return {"logits": _logits(model, decision.loss, [inputs[name] for name in input_names])}
 
-    labels = surrogate.num_labels
     archive = keras.export.ExportArchive()
     archive.track(model)
     logits_of = archive.add_endpoint("raw", raw, [specs])
     shape = logits_of.get_concrete_function().structured_outputs["logits"].shape
-    of_scores = tuple(shape)
-    if surrogate.binary:
-        is_column = not surrogate.axes and shape[1:] and shape[-1] == 1
-        of_scores = (*(of_scores[:-1] if is_column else of_scores), 2)
+    answer = _answers(tf, decision, tuple(shape), classes)
 
-    def log_posterior(logits):
+    @tf.function(input_signature=[specs], autograph=False)
+    def serving_default(inputs):
+        return answer(logits_of(inputs)["logits"], tf.constant(classes["priors"]), False)
+
+    @tf.function(input_signature=[{**specs, "priors": mix}], autograph=False)
+    def with_priors(inputs):
+        inputs = dict(inputs)
+        # A loaded signature does not check shapes.
+        sent = tf.ensure_shape(inputs.pop("priors"), mix.shape)
+        priors = _checked_priors(tf, sent, decision.loss.surrogate)
+        return answer(logits_of(inputs)["logits"], priors, True)
+
+    for function in (serving_default, with_priors):
+        function.get_concrete_function()
+        archive.add_endpoint(function.__name__, function)
+
+    def served(inputs):
+        return logits_of(dict(zip(input_names, inputs, strict=True)))["logits"]
+
+    return archive, served
+
+
+def _answers(tf, decision, shape, classes):
+    """Returns the function from logits and a class mix, which a client may send, to an answer."""
+    loss, labels = decision.loss, decision.loss.surrogate.num_labels
+    names, own = tf.constant(classes["class_names"]), tf.constant(classes["loss_target_priors"])
+
+    def log_posterior_of(logits):
         return loss.log_posterior(decision.check_logits(logits))
 
-    log_posterior = backends.tf_function(log_posterior, shape)
+    of_scores = _shape_of_scores(shape, loss.surrogate)
+    log_posterior = backends.tf_function(log_posterior_of, shape)
     decide = backends.tf_function(decision.of_logits, shape)
     decide_under = backends.tf_function(decision.of_logits, shape, of_scores)
 
-    names = tf.constant(classes["class_names"])
-    own = tf.constant(classes["loss_target_priors"])
-    occurs = own > 0
+    def log_of(mix):
+        return tf.math.log(tf.where(own > 0, mix, 1.0))
 
-    def answer(inputs, priors, is_sent):
-        logits = logits_of(inputs)["logits"]
+    def answer(logits, priors, is_sent):
         log_p = log_posterior(logits)
         # One mix per example: the same at each of its positions. A class that never occurs has 0 in
         # every mix, and is masked in the posterior.
         positions = [1] * (log_p.shape.rank - 1 - own.shape.rank)
-        log_mix = tf.math.log(tf.where(occurs, priors / tf.reduce_sum(priors, -1, True), 1.0))
+        log_mix = log_of(priors / tf.reduce_sum(priors, -1, True))
         log_mix = tf.reshape(log_mix, [-1, *positions, *own.shape])
         log_mix = tf.cast(tf.broadcast_to(log_mix, tf.shape(log_p)), log_p.dtype)
-        log_own = tf.cast(tf.math.log(tf.where(occurs, own, 1.0)), log_p.dtype)
+        log_own = tf.cast(log_of(own), log_p.dtype)
         probabilities = tf.nn.softmax(log_p / decision.temperature + log_mix - log_own)
         class_id = decide_under(logits, log_mix) if is_sent else decide(logits)
         class_id = tf.cast(class_id, tf.int64)
@@ -295,40 +343,26 @@ def _archive(tf, model, input_names, decision, classes):
             "logits": logits,
         }
 
-    @tf.function(input_signature=[specs], autograph=False)
-    def serving_default(inputs):
-        return answer(inputs, tf.constant(classes["priors"]), False)
+    return answer
 
-    mix = tf.TensorSpec((None, len(classes["class_names"])), tf.float32, "priors")
 
-    @tf.function(input_signature=[{**specs, "priors": mix}], autograph=False)
-    def with_priors(inputs):
-        inputs = dict(inputs)
-        # A loaded signature does not look at shapes.
-        priors = tf.ensure_shape(inputs.pop("priors"), mix.shape)
-        if labels:
-            priors = tf.stack([1.0 - priors, priors], axis=-1)
-        valid = tf.reduce_all(tf.math.is_finite(priors) & (priors >= 0))
-        valid &= tf.reduce_all(tf.reduce_sum(priors, axis=-1) > 0)
-        valid &= tf.reduce_all(occurs | (priors == 0))
-        check = tf.debugging.Assert(
-            valid,
-            [
-                "`priors` must be a class mix, with 0 for classes that never occur. Received:",
-                priors,
-            ],
-        )
-        with tf.control_dependencies([check]):
-            return answer(inputs, tf.identity(priors), True)
+def _shape_of_scores(shape, surrogate):
+    """Returns the shape of a decision's scores of logits of a shape."""
+    if not surrogate.binary:
+        return shape
+    is_column = not surrogate.axes and len(shape) > 1 and shape[-1] == 1
+    return (*(shape[:-1] if is_column else shape), 2)
 
-    for function in (serving_default, with_priors):
-        function.get_concrete_function()
-        archive.add_endpoint(function.__name__, function)
 
-    def served(inputs):
-        return logits_of(dict(zip(input_names, inputs, strict=True)))["logits"]
-
-    return archive, served
+def _checked_priors(tf, sent, surrogate):
+    """Returns the class mix that a client sent, of labels that of 0 and 1, once it is checked."""
+    priors = tf.stack([1.0 - sent, sent], axis=-1) if surrogate.num_labels else sent
+    valid = tf.reduce_all(tf.math.is_finite(priors) & (priors >= 0))
+    valid &= tf.reduce_all(tf.reduce_sum(priors, axis=-1) > 0)
+    valid &= tf.reduce_all(tf.constant(surrogate.target_priors > 0) | (priors == 0))
+    message = "`priors` must be a class mix, with 0 for classes that never occur. Received:"
+    with tf.control_dependencies([tf.debugging.Assert(valid, [message, priors])]):
+        return tf.identity(priors)
 
 
 def _logits(model, loss, inputs):
@@ -339,19 +373,9 @@ def _logits(model, loss, inputs):
 
 def _check_served(tf, model, loss, served):
     """Raises unless the exported program answers what the model does, with logits."""
-    rng = np.random.default_rng(0)
-    free = any(None in x.shape[1:] for x in model.inputs)
-    batch_size = next((x.shape[0] for x in model.inputs if x.shape[0] is not None), 3)
-    for size in (32, 64, 256) if free else (0,):
-        inputs = [_random(rng, x, batch_size, size) for x in model.inputs]
-        try:
-            expected = _logits(model, loss, [backends.own_tensor(x) for x in inputs])
-            break
-        except Exception:  # An axis that is free may have a least size.
-            continue
-    else:
+    inputs, expected = _tried(model, loss)
+    if inputs is None:
         return
-    expected = ops.convert_to_numpy(expected)
     _refuse_probabilities(expected, loss)
     expected = _without_constant(expected, loss)
     half = any("16" in layer.compute_dtype for layer in backends.layers_within(model))
@@ -378,6 +402,21 @@ def _check_served(tf, model, loss, served):
             )
 
 
+def _tried(model, loss):
+    """Returns random inputs and the model's logits for them, or two `None` where it takes none."""
+    rng = np.random.default_rng(0)
+    free = any(None in x.shape[1:] for x in model.inputs)
+    batch_size = next((x.shape[0] for x in model.inputs if x.shape[0] is not None), 3)
+    for size in (32, 64, 256) if free else (0,):
+        inputs = [_random(rng, x, batch_size, size) for x in model.inputs]
+        try:
+            logits = _logits(model, loss, [backends.own_tensor(x) for x in inputs])
+        except Exception:  # An axis that is free may have a least size.
+            continue
+        return inputs, ops.convert_to_numpy(logits)
+    return None, None
+
+
 def _without_constant(logits, loss):
     """Returns logits less what a softmax drops: Keras remembers those of probabilities, or not."""
     return logits if loss.surrogate.binary else logits - logits.max(axis=-1, keepdims=True)
@@ -396,7 +435,7 @@ def _fixed_batch(model):
 def _refuse_probabilities(logits, loss):
     if loss.surrogate.binary or not loss.from_logits:
         return
-    # One-hot rows are something else than what a softmax gives.
+    # A softmax gives no one-hot rows.
     inside = ((logits > 0) & (logits < 1)).any() and logits.min() >= 0
     if inside and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-3):
         raise ValueError(
@@ -416,6 +455,7 @@ def _random(rng, x, batch_size, free):
 
 def _rename_to_next_version(saved, path):
     """Moves a whole SavedModel to the next free version in `path` and returns where it is."""
+    path.mkdir(parents=True, exist_ok=True)
     version = 1 + max(
         (int(child.name) for child in path.iterdir() if child.name.isdigit()), default=0
     )
@@ -436,7 +476,7 @@ def _copy_to_next_version(gfile, saved, path):
     version = 1 + max((int(name) for name in names if name.isdigit()), default=0)
     target = f"{path.rstrip('/')}/{version}"
     files = [file for file in saved.rglob("*") if file.is_file()]
-    # Last what makes a directory a model.
+    # The file that makes the directory a model comes last.
     for file in sorted(files, key=lambda file: file.name == "saved_model.pb"):
         there = f"{target}/{file.relative_to(saved).as_posix()}"
         gfile.makedirs(there.rpartition("/")[0])

@@ -68,7 +68,7 @@ def _of_levels(logits: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     level_of, shift = np.array(surrogate.level_of), surrogate.shift
     num_levels = len(surrogate.levels)
     members = [np.flatnonzero((level_of == g) & surrogate.occurs) for g in range(num_levels)]
-    # Members of each level, the first repeated up to one length: for the largest that is enough.
+    # The members of each level, repeated up to one length, which changes no maximum.
     size = max(map(len, members))
     padded = np.stack([np.resize(classes, size) for classes in members])
     largest = backends.largest(ops.take(logits, padded, axis=-1))  # (..., G), of a level
@@ -144,7 +144,7 @@ def _enter(log_u: Tensor, entered: Tensor, kept: int, step: Tensor, never: Tenso
     of_state = ops.where(state < n, log_u + ops.take(entered, step, axis=-1), never)
     of_state = ops.logsumexp(of_state, axis=-1, keepdims=True)
     log_u = ops.where(ops.equal(state, n), of_state, log_u)
-    # The largest is 0: what the chain leaves for good, a masked class, may have come first.
+    # The largest becomes 0: a masked class, which the chain leaves for good, may have come first.
     return log_u - backends.largest(log_u)[..., None]
 
 

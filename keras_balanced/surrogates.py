@@ -46,7 +46,7 @@ class Surrogate:
     loss = weights[y] * (1 - s^q) / q               # -weights[y] * log(s) at q = 0
     ```
 
-    Give one to `BalancedLoss` for a loss of your own. The attributes, named as the arguments, are
+    Give one to `BalancedLoss` for a custom loss. The attributes, named as the arguments, are
     read-only float64 arrays `(K,)`; with `binary` they are `(2,)` for one rate and `(L, 2)` for `L`
     rates, label 0 before label 1. Two are equal if all of their arguments are. A class with 0 in
     both mixes never occurs: what the formula says of it is without effect, except for its shift.
@@ -97,8 +97,8 @@ class Surrogate:
         self.shift = validation.check_per_class("shift", shift, shape)
         self.margins = validation.check_per_class("margins", margins, shape, positive=True)
         self.weights = validation.check_per_class("weights", weights, shape, positive=True)
-        # The distinct margins `(G,)`, and which of them each class has: what costs a row of logits
-        # per class costs one per level. No label has that of a class that does not occur.
+        # The distinct margins `(G,)`, and which of them each class has: work per class becomes work
+        # per level. The level of a class that does not occur is never looked up by a label.
         self.levels = np.unique(self.margins[self.occurs])
         self.level_of = np.searchsorted(self.levels, self.margins).clip(max=len(self.levels) - 1)
 
@@ -159,7 +159,7 @@ class Surrogate:
         return validation.describe(self)
 
 
-def _read_only(array):
+def _read_only(array: np.ndarray) -> np.ndarray:
     """Returns a copy, since the array may be the caller's."""
     array = array.copy()
     array.setflags(write=False)
@@ -203,28 +203,10 @@ def gca_surrogate(
 ) -> Surrogate:
     """Returns the `Surrogate` of GCA; arguments as in `gca_loss`, `binary` with positive rates."""
     base = Surrogate(priors, q, target_priors=target_priors, binary=binary)
-    weights, occurs = base.target_to_prior, base.occurs
-    if margins is None:
-        rho = base.margins
-    elif not isinstance(margins, str):
-        length = base.priors.shape[-1]
-        if not binary:  # What it says of a class that does not occur is without effect.
-            rho = validation.as_array("margins", margins, "positive numbers")
-            margins = np.where(occurs, rho, 1.0) if rho.shape == occurs.shape else rho
-        rho = validation.check_positive_vector("margins", margins, length=length)
-    elif margins == "cube_root":
-        rho = np.cbrt(weights * base.target_priors)
-        if not binary:
-            rho[occurs] = _round_to_levels(rho[occurs])
-    else:
-        raise ValueError(
-            '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
-            f"Received: margins={validation.show(margins)}"
-        )
-    rho = np.broadcast_to(rho, occurs.shape)
-    rho = np.where(occurs, rho / rho.mean(axis=-1, keepdims=True, where=occurs), 1.0)
-    if consistent:
-        weights = weights * rho
+    rho = np.broadcast_to(_check_margins(margins, base), base.occurs.shape)
+    mean = rho.mean(axis=-1, keepdims=True, where=base.occurs)
+    rho = np.where(base.occurs, rho / mean, 1.0)
+    weights = base.target_to_prior * rho if consistent else base.target_to_prior
     return Surrogate(
         priors,
         q,
@@ -236,7 +218,28 @@ def gca_surrogate(
     )
 
 
-def _round_to_levels(margins, step=1.05, most=64):
+def _check_margins(margins: Any, base: Surrogate) -> np.ndarray:
+    """Returns the margins of GCA, not yet normalised, for the class mixes of a `Surrogate`."""
+    if margins is None:
+        return base.margins
+    if not isinstance(margins, str):
+        if not base.binary:  # A number for a class that does not occur is without effect.
+            values = validation.as_array("margins", margins, "positive numbers")
+            fits = values.shape == base.occurs.shape
+            margins = np.where(base.occurs, values, 1.0) if fits else values
+        return validation.check_positive_vector("margins", margins, length=base.priors.shape[-1])
+    if margins != "cube_root":
+        raise ValueError(
+            '`margins` must be "cube_root", None or a 1-D vector of positive numbers. '
+            f"Received: margins={validation.show(margins)}"
+        )
+    rho = np.cbrt(base.target_to_prior * base.target_priors)
+    if not base.binary:
+        rho[base.occurs] = _round_to_levels(rho[base.occurs])
+    return rho
+
+
+def _round_to_levels(margins: np.ndarray, step: float = 1.05, most: int = 64) -> np.ndarray:
     """Returns margins `(K,)`; more than `most` different ones rounded to fewer levels.
 
     The levels have equal steps of their logarithm. With steps of 5% no margin moves by more than

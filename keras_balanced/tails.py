@@ -145,7 +145,7 @@ def _counts_to_keep(ids, imbalance_ratio, profile, max_count):
 
 
 def stratified_split(y: ArrayLike, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Splits examples in two, every class in both parts where it has two examples.
+    """Splits examples in two parts, both of which have every class of at least two examples.
 
     Args:
         y: Integer labels `(N,)`.

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_balanced import backends
 from keras_balanced.backends import Tensor
-from keras_balanced.validation import IgnoreClass
+from keras_balanced.validation import IgnoreClass, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -27,7 +27,7 @@ def as_tensor(name: str, values: Any) -> Tensor:
     if isinstance(values, (list, tuple)) and array.dtype == "float64":
         array = array.astype(backends.full_precision())  # Python has no float32.
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
-        # JAX has 32 bits, and takes what is left; PyTorch has no uint64.
+        # JAX has 32 bits, and would drop the others; PyTorch has no uint64.
         array = np.clip(array, max(-(2**31), np.iinfo(array.dtype).min), 2**31 - 1).astype("int64")
     return ops.convert_to_tensor(array)
 
@@ -44,7 +44,7 @@ def as_numpy(name: str, values: Any, what: str = "numbers") -> np.ndarray:
         values = values.data
     if backends.is_ragged_or_sparse(values):
         raise ValueError(
-            f"{name} must be dense. Received: a {type(values).__name__}; pad a ragged one, as in "
+            f"{name} must be dense. Received: {kind_of(values)}; pad a ragged one, as in "
             "`values.to_tensor(-1)`, and give `ignore_class=-1`; make a sparse one dense, as in "
             "`tf.sparse.to_dense(values)` or `values.toarray()`"
         )
@@ -61,7 +61,7 @@ def as_numpy(name: str, values: Any, what: str = "numbers") -> np.ndarray:
     if array.dtype.kind not in "biuf":
         kind = "dates" if array.dtype.kind in "mM" else "text, missing values or unequal lists"
         raise ValueError(
-            f"{name} must be {what}. Received: a {type(values).__name__} of {kind}. Turn names "
+            f"{name} must be {what}. Received: {kind_of(values)} of {kind}. Turn names "
             "into ids first, as pandas's `.cat.codes`, scikit-learn's `LabelEncoder` or "
             "`keras.layers.StringLookup` do; concatenate or pad lists of unequal lengths"
         )
@@ -147,7 +147,7 @@ def refuse_ignored(y_true: Any, ignore_class: IgnoreClass, or_labels: bool = Fal
 def stand_in(occurs: ArrayLike, ignore_class: IgnoreClass = None) -> int:
     """Returns the class that stands in for a label that does not count.
 
-    One that occurs and is not ignored: the label goes through all that is done with the others.
+    It occurs and is not ignored, since it goes through the same computation as the others.
     `occurs` is `(K,)`, or of binary labels `(2,)` or `(L, 2)`, which all occur.
     """
     ids = np.flatnonzero(np.atleast_2d(occurs)[0])
@@ -165,7 +165,7 @@ def blank_labels(
 ) -> Tensor:
     """Returns targets with another label where their weight is 0: such a label may be anything.
 
-    One to ignore stays. One-hot and soft targets become 0 for every class.
+    A label that is to be ignored stays. One-hot and soft targets become 0 for every class.
     """
     rank = len(weights.shape)
     while len(y_true.shape) > rank and y_true.shape[-1] == 1:
@@ -188,7 +188,7 @@ def match_weights(weights: Any, shape: tuple) -> Any:
     if len(weights.shape) == rank + 1 and weights.shape[-1] == 1:
         weights = xp.squeeze(weights, axis=-1)
     missing = rank - len(weights.shape)
-    # An axis of unknown size is that of the targets.
+    # An axis of unknown size is taken for that of the targets.
     sizes = zip(weights.shape, shape, strict=False)
     if missing < 0 or not all(_same_size(a, b) or a == 1 for a, b in sizes):
         raise ValueError(

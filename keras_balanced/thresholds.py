@@ -26,7 +26,7 @@ def find_threshold(
 
     Of all thresholds within the budget it is the lowest, which finds the most of label 1. It lies
     halfway between two probabilities of the data, so that rounding changes no decision. On new
-    data of the same kind the number of alerts varies, as that of any rare event.
+    data of the same kind the number of alerts varies, as with any rare event.
 
     Formula:
 
@@ -65,34 +65,10 @@ def find_threshold(
     >>> print(find_threshold(probabilities, labels=[1, 0, 1, 0, 0], min_precision=0.6))
     0.5
     """
-    values = targets.as_numpy("`probabilities`", probabilities).astype("float64")
-    shape = values.shape
-    if values.ndim:
-        validation.check_finite("`probabilities`", values)
-    valid = ((values >= 0) & (values <= 1)).all()
-    if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
-        raise ValueError(
-            "`probabilities` must be those of label 1, `(N,)` or `(N, 1)`, or `(N, 2)` (logits go "
-            "through `loss.posterior`; of labels pass one column). "
-            f"Received: {'' if valid else 'other '}numbers of shape "
-            f"{shape}"
-        )
-    if shape[1:] == (2,) and not np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
-        raise ValueError(
-            "`probabilities` of shape (N, 2) must be those of two classes, and sum to 1. Received: "
-            f"sums from {values.sum(axis=-1).min():.3g}; of labels pass one column, as in `p[:, 0]`"
-        )
-    values, number = values.reshape(shape[0], -1)[:, -1], shape[0]
+    values = _probabilities_of_1(probabilities)
     if max_alert_rate is None and min_precision is None:
         raise ValueError("Expected a budget, `max_alert_rate` or `min_precision`. Received: none")
-    weights = np.ones(number) if sample_weight is None else sample_weight
-    weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
-    validation.check_finite("`sample_weight`", weights)
-    if (weights < 0).any() or not weights.any():
-        raise ValueError(
-            "`sample_weight` must be finite, not negative, and positive for some example. "
-            f"Received: weights from {np.min(weights)} to {np.max(weights)}"
-        )
+    weights = _weights_of(values, sample_weight)
     ids = None if labels is None else _labels_of(values, labels)
     distinct, place = np.unique(-values, return_inverse=True)  # From the largest.
     alerts = np.cumsum(np.bincount(place, weights))
@@ -102,14 +78,14 @@ def find_threshold(
         allowed &= alerts <= max_alert_rate * alerts[-1] * (1 + 1e-12)
     if min_precision is not None:
         _check_fraction("min_precision", min_precision)
-        if labels is None:
+        if ids is None:
             raise ValueError("`min_precision` needs `labels`. Received: labels=None")
         right = np.cumsum(np.bincount(place, weights * ids))
         allowed &= right >= min_precision * alerts * (1 - 1e-12)
     if not allowed.any():
         raise ValueError(
             "The budget must allow an alert. Received: "
-            f"max_alert_rate={max_alert_rate} and min_precision={min_precision} for {number} "
+            f"max_alert_rate={max_alert_rate} and min_precision={min_precision} for {len(values)} "
             "examples, of which no threshold keeps it"
         )
     last = int(np.flatnonzero(allowed)[-1])
@@ -118,6 +94,41 @@ def find_threshold(
     middle = (least + below) / 2
     # Between neighbours in float32 there is no middle: the lower one decides the same.
     return float(middle if np.float32(below) < np.float32(middle) < np.float32(least) else below)
+
+
+def _probabilities_of_1(probabilities):
+    """Returns the probabilities of label 1, `(N,)` float64."""
+    values = targets.as_numpy("`probabilities`", probabilities).astype("float64")
+    shape = values.shape
+    if values.ndim:
+        validation.check_finite("`probabilities`", values)
+    valid = ((values >= 0) & (values <= 1)).all()
+    if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
+        raise ValueError(
+            "`probabilities` must be those of label 1, `(N,)` or `(N, 1)`, or `(N, 2)` (logits go "
+            "through `loss.posterior`; of labels pass one column). "
+            f"Received: {'' if valid else 'other '}numbers of shape {shape}"
+        )
+    if shape[1:] == (2,) and not np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+        raise ValueError(
+            "`probabilities` of shape (N, 2) must be those of two classes, and sum to 1. Received: "
+            f"sums from {values.sum(axis=-1).min():.3g}; of labels pass one column, as in `p[:, 0]`"
+        )
+    return values.reshape(shape[0], -1)[:, -1]
+
+
+def _weights_of(probabilities, sample_weight):
+    """Returns the weights `(N,)` of probabilities `(N,)`."""
+    number = len(probabilities)
+    weights = np.ones(number) if sample_weight is None else sample_weight
+    weights = targets.match_weights(targets.as_numpy("`sample_weight`", weights), (number,))
+    validation.check_finite("`sample_weight`", weights)
+    if (weights < 0).any() or not weights.any():
+        raise ValueError(
+            "`sample_weight` must be finite, not negative, and positive for some example. "
+            f"Received: weights from {np.min(weights)} to {np.max(weights)}"
+        )
+    return weights
 
 
 def _labels_of(probabilities, labels):

@@ -29,36 +29,47 @@ ClassMix: TypeAlias = "ArrayLike | Mapping[int, float] | HasPriors"
 # As `check_ignore_class` returns it.
 IgnoreClass: TypeAlias = int | list[int] | None
 
-# Below, weights and margins leave float32.
+# With a smaller prior, weights and margins would leave the range of float32.
 SMALLEST_PRIOR = 1e-30
 
 
-def show(value, most=100):
-    """Returns an argument as errors print it: in a line, and what is long by its kind and size."""
+def show(value: Any, most: int = 100) -> str:
+    """Returns an argument as errors print it: on one line, and a long one by its kind and size."""
     text = repr(value)
     if len(text) <= most and "\n" not in text:
         return text
-    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    shape = getattr(value, "shape", None)
     if shape is not None:
-        return f"a {kind} of shape {tuple(shape)}"
+        return f"{kind_of(value)} of shape {tuple(shape)}"
     if isinstance(value, (list, tuple)):
-        return f"a {kind} of {len(value)}, {text[: most // 2]}..."
+        return f"{kind_of(value)} of {len(value)}, {text[: most // 2]}..."
     return " ".join(text[:most].split()) + "..."
 
 
-def some(values, most=5):
+def kind_of(value: Any) -> str:
+    """Returns the type of an argument as errors print it, with its article."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"
+
+
+def some(values: np.ndarray, most: int = 5) -> list:
     """Returns the first of some numbers as errors print them."""
     return [float(f"{v:.6g}") if isinstance(v, float) else v for v in values[:most].tolist()]
 
 
-def check_finite(name, values):
+def check_finite(name: str, values: np.ndarray) -> np.ndarray:
     """Returns values `(N, ...)`, and raises with how many of the `N` are not finite, and where."""
     flat = np.reshape(values, (len(values), -1))
-    refuse_examples(~np.isfinite(flat).all(axis=1), f"{name} must be finite")
+    bad = np.logical_or.reduce(~np.isfinite(flat), axis=1)
+    refuse_examples(bad, f"{name} must be finite")
     return values
 
 
-def refuse_examples(bad, expected, index=None, total=None):
+def refuse_examples(
+    bad: np.ndarray, expected: str, index: np.ndarray | None = None, total: int | None = None
+) -> None:
     """Raises with how many of `N` examples are bad, and where, if any are.
 
     `index` are their places among `total`, where some have been left out.
@@ -73,25 +84,21 @@ def refuse_examples(bad, expected, index=None, total=None):
         )
 
 
-def is_number(value):
+def is_number(value: Any) -> bool:
     """Returns whether a value is one number, of Python or of NumPy."""
     return isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
 
 
-def check_number(name, value, low=-math.inf, high=math.inf):
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """Returns `value` as a finite float in `[low, high)`."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not math.isfinite(value)
-        or not low <= value < high
-    ):
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_real or not math.isfinite(value) or not low <= value < high:
         where = f"in [{low:g}, {high:g})" if math.isfinite(low) else "a finite number"
         raise ValueError(f"`{name}` must be {where}. Received: {name}={show(value)}")
     return float(value)
 
 
-def check_tau(tau):
+def check_tau(tau: Any) -> float:
     """Returns a strength of logit adjustment as a float: below 0 it would favour large classes."""
     tau = check_number("tau", tau)
     if tau < 0:
@@ -99,23 +106,22 @@ def check_tau(tau):
     return tau
 
 
-def check_integer(name, value, low=-math.inf, high=math.inf):
+def check_integer(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> int:
     """Returns `value` as an int in `[low, high)`."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Integral)
-        or not low <= value < high
-    ):
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or not low <= value < high:
         where = f" of at least {low}" if math.isfinite(low) else ""
         where = f" in [{low}, {high})" if math.isfinite(high) else where
         raise ValueError(f"`{name}` must be an integer{where}. Received: {name}={show(value)}")
     return int(value)
 
 
-def check_positive_vector(name, values, length=None, zeros=False):
+def check_positive_vector(
+    name: str, values: Any, length: int | None = None, zeros: bool = False
+) -> np.ndarray:
     """Returns `values` as a `(K,)` float64 array of finite, positive numbers, `K >= 2`.
 
-    With `zeros` some may be 0, but two.
+    With `zeros` all but two may be 0.
     """
     vector = as_array(name, values, "a 1-D vector of positive numbers, one per class", length)
     if vector.ndim != 1:
@@ -160,13 +166,13 @@ def check_positive_vector(name, values, length=None, zeros=False):
     return vector
 
 
-def _are_labels(vector):
+def _are_labels(vector: np.ndarray) -> bool:
     """Returns whether a vector looks like the labels of examples: few ids, many times each."""
     ids = np.unique(vector)
     return len(vector) >= 10 * len(ids) and bool((ids == np.rint(ids)).all())
 
 
-def check_counts(name, values, shape=None):
+def check_counts(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Returns counts, or those of a `ClassPrior`, as a float64 array of `shape`, or `(K,)`."""
     values = _held_by(values, "counts")
     expected = f"non-negative, finite and of shape {shape}"
@@ -182,7 +188,7 @@ def check_counts(name, values, shape=None):
     return counts
 
 
-def check_mix(name, values, length=None, zeros=False):
+def check_mix(name: str, values: Any, length: int | None = None, zeros: bool = False) -> np.ndarray:
     """Returns a class mix (counts, probabilities or a `ClassPrior`) as `(K,)` probabilities."""
     if getattr(values, "multi_label", False):
         raise ValueError(
@@ -191,7 +197,7 @@ def check_mix(name, values, length=None, zeros=False):
         )
     vector = check_positive_vector(name, _held_by(values, "priors"), length, zeros)
     total = vector.sum()
-    # What sums to 1 but for rounding stays as it is: a mix that was saved loads unchanged.
+    # A mix that sums to 1 up to rounding stays as it is: one that was saved loads unchanged.
     mix = vector if abs(total - 1.0) < 1e-12 else vector / total
     tiny = np.flatnonzero((mix > 0) & (mix < SMALLEST_PRIOR))
     if tiny.size:
@@ -202,7 +208,7 @@ def check_mix(name, values, length=None, zeros=False):
     return mix
 
 
-def check_rates(name, values):
+def check_rates(name: str, values: Any) -> np.ndarray:
     """Returns positive rates as `(2,)`, of one logit, or `(L, 2)`, of `L` labels.
 
     A number is the rate of one logit, and so are the two priors of a `ClassPrior(2)`, dict or
@@ -210,18 +216,17 @@ def check_rates(name, values):
     """
     expected = "the positive rate, or a 1-D vector of one for each label, in (0, 1)"
     if _is_table(values) or not getattr(values, "multi_label", True):
-        kind = type(values).__name__
         keys = list(values.keys()) if _is_table(values) else []
         if any(isinstance(key, str) for key in keys):
             raise ValueError(
-                f"`{name}` must be {expected}. Received: a {kind} with the keys {show(keys)}; of "
-                "several labels pass a vector, as in `y.mean().to_numpy()`"
+                f"`{name}` must be {expected}. Received: {kind_of(values)} with the keys "
+                f"{show(keys)}; of several labels pass a vector, as in `y.mean().to_numpy()`"
             )
         mix = as_array(name, _held_by(values, "priors"), expected, length=2)
         if mix.shape != (2,) or not (np.isfinite(mix) & (mix >= 0)).all() or not mix.any():
             raise ValueError(
                 f"`{name}` must be {expected}; a `ClassPrior`, dict or Series of class ids must "
-                f"have the classes 0 and 1. Received: a {kind} of {mix.size} classes, "
+                f"have the classes 0 and 1. Received: {kind_of(values)} of {mix.size} classes, "
                 f"{some(mix.ravel())}; of several labels pass a vector of rates, as in "
                 "`y.mean().to_numpy()`, or a `ClassPrior` with `multi_label=True`"
             )
@@ -244,12 +249,12 @@ def check_rates(name, values):
     return np.stack([1.0 - rates, rates], axis=-1)
 
 
-def check_class_priors(name, values, binary, zeros=False):
+def check_class_priors(name: str, values: Any, binary: bool, zeros: bool = False) -> np.ndarray:
     """Returns a class mix `(K,)`, or with `binary` positive rates as `(2,)` or `(L, 2)`."""
     return check_rates(name, values) if binary else check_mix(name, values, zeros=zeros)
 
 
-def check_mix_like(name, mix, priors, binary):
+def check_mix_like(name: str, mix: Any, priors: np.ndarray, binary: bool) -> np.ndarray:
     """Returns a class mix, or with `binary` positive rates, as probabilities shaped as `priors`."""
     if not binary:
         mix = check_mix(name, mix, length=len(priors), zeros=True)
@@ -278,7 +283,9 @@ def check_mix_like(name, mix, priors, binary):
     return np.broadcast_to(rates, priors.shape)
 
 
-def check_per_class(name, values, shape, positive=False):
+def check_per_class(
+    name: str, values: Any, shape: tuple[int, ...], positive: bool = False
+) -> np.ndarray:
     """Returns `values`, one number or one per class, as a finite float64 array of `shape`."""
     what = "positive numbers" if positive else "finite numbers"
     array = as_array(name, values, what)
@@ -291,11 +298,11 @@ def check_per_class(name, values, shape, positive=False):
     return np.broadcast_to(array, shape).copy()
 
 
-def check_class_names(names, num_classes, binary=False):
+def check_class_names(names: Any, num_classes: int, binary: bool = False) -> list[str]:
     """Returns a list of `num_classes` different names: the numbers for `None`.
 
-    A dict or Series has the ids of names or the names of ids. With `binary`, of label 0 and 1, one
-    name is that of label 1.
+    A dict or Series maps names to ids, or ids to names. With `binary`, for the labels 0 and 1, a
+    single name is that of label 1.
     """
     if names is None:
         return [str(k) for k in range(num_classes)]
@@ -339,7 +346,7 @@ def check_ignore_class(value: Any) -> IgnoreClass:
     return ids if several else ids[0] if ids else None
 
 
-def as_json(value, binary=False):
+def as_json(value: Any, binary: bool = False) -> Any:
     """Returns an argument as JSON keeps it: vectors and mixes as lists of floats.
 
     With `binary` mixes as positive rates.
@@ -351,7 +358,7 @@ def as_json(value, binary=False):
     return as_array("value", _held_by(value, "priors"), "numbers").tolist()
 
 
-def describe(instance):
+def describe(instance: Any) -> str:
     """Returns `Class(argument=value, ...)` with the arguments that are not at their default."""
     config = instance.get_config()
     shown = []
@@ -365,7 +372,7 @@ def describe(instance):
     return f"{type(instance).__name__}({', '.join(shown)})"
 
 
-def as_array(name, values, expected, length=None):
+def as_array(name: str, values: Any, expected: str, length: int | None = None) -> np.ndarray:
     """Returns `values`, also those of a dict or Series by class id, as a float64 array.
 
     `length` is the number of class ids, where it is known.
@@ -391,25 +398,25 @@ def as_array(name, values, expected, length=None):
         raise ValueError(f"`{name}` must be {expected}. Received: {name}={show(values)}") from error
 
 
-def _held_by(values, name):
+def _held_by(values: Any, name: str) -> Any:
     """Returns the `priors` or `counts` that an adapted `ClassPrior` holds, or the values."""
     return values if _is_table(values) else getattr(values, name, values)
 
 
-def _is_table(values):
+def _is_table(values: Any) -> bool:
     """Returns whether `values` is a dict, or a Series or DataFrame of pandas."""
     return isinstance(values, Mapping) or (hasattr(values, "index") and hasattr(values, "to_numpy"))
 
 
-def _in_order(name, values, length):
+def _in_order(name: str, values: Any, length: int | None) -> Any:
     """Returns the numbers of a dict or Series, whose keys are class ids, in the order of these.
 
-    0 for an id that is missing: it has not come up in what was counted.
+    An id that is missing gets 0: it was not seen by whoever counted.
     """
     if hasattr(values, "columns"):
         raise ValueError(
-            f"`{name}` must be a vector, a dict or a Series. Received: a "
-            f"{type(values).__name__}; pass one of its columns"
+            f"`{name}` must be a vector, a dict or a Series. Received: {kind_of(values)}; pass one "
+            "of its columns"
         )
     if not _is_table(values):
         return values
@@ -432,7 +439,7 @@ def _in_order(name, values, length):
     return in_order
 
 
-def _names_in_order(table, num_classes, expected):
+def _names_in_order(table: Any, num_classes: int, expected: str) -> list:
     """Returns the names of a table of names by class id, or of class ids by name."""
     keys = list(table.keys())
     values = list(table.values() if isinstance(table, Mapping) else table.to_numpy())
@@ -447,6 +454,6 @@ def _names_in_order(table, num_classes, expected):
     return [values[ids.index(k)] for k in range(num_classes)]
 
 
-def _is_class_id(key):
+def _is_class_id(key: Any) -> bool:
     is_scalar = isinstance(key, (numbers.Real, np.bool_))
     return is_scalar and 0 <= key < 1e7 and int(key) == key

@@ -69,7 +69,7 @@ def arguments(shards, path, save_every=60):
 
 
 def start_workers(number, *command, program=(PROGRAM,), missing=(), last=None):
-    """Starts the workers of a cluster, but for those missing; the last may run its own program."""
+    """Starts the workers of a cluster except the missing ones; the last may run its own program."""
     addresses = free_addresses(number)
     cluster = {"worker": addresses}
     return [

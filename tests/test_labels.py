@@ -135,7 +135,7 @@ def test_a_label_of_an_absent_class_is_out_of_range(name, rng):
     if BACKEND == "jax":
         np.testing.assert_array_equal(np.isnan(numpy(loss(np.array([1, 2]), z))), [True, False])
     else:
-        with pytest.raises(ValueError, match=r"but for \[1\], whose prior is 0.*labels \[1"):
+        with pytest.raises(ValueError, match=r"except \[1\], whose prior is 0.*labels \[1"):
             loss(np.array([1, 2]), z)
     soft = np.array([[0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0]], "float32")
     np.testing.assert_array_equal(np.isnan(numpy(loss(soft, z))), [True, False])
@@ -1045,7 +1045,7 @@ def test_logit_adjustment_of_integers_and_lists():
 
 @pytest.mark.parametrize("mode", ["prior", "log_prior", "weight"])
 def test_a_class_prior_of_ids_from_1(mode):
-    """What has not come up is as what is out of range, and changes nothing for the others."""
+    """An unseen label is treated as one out of range, and changes nothing for the others."""
     wide, narrow = ClassPrior(4, output_mode=mode), ClassPrior(3, output_mode=mode)
     labels = np.array([0, 1, 1, 2])
     wide.adapt(labels + 1)

@@ -238,7 +238,7 @@ EFFECTIVE = np.array([0.5, 1.0, 1.5])
 
 
 class Scaled(BalancedLoss):
-    """Of the predictions times a number: the ten lines of a loss of one's own."""
+    """Of the predictions times a number: the ten lines of a custom loss."""
 
     def __init__(self, scale, **kwargs):
         super().__init__(Surrogate([6, 3, 1], weights=EFFECTIVE, q=0.3), **kwargs)

@@ -1,4 +1,4 @@
-"""A loss of one's own goes where GLA and GCA go: searches, export, calibration."""
+"""A custom loss goes where GLA and GCA go: searches, export, calibration."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_bad_losses_of_ones_own_are_refused():
         tuning.loss_grid([1, 2], ["gla", weighted()], [0.0])
     with pytest.raises(ValueError, match=r"must have the 2 classes of `priors`"):
         tuning.loss_grid([1, 2], ["gla", BinaryGLALoss(0.5)], [0.0])
-    with pytest.raises(ValueError, match="and a `name` of its own"):
+    with pytest.raises(ValueError, match="and a `name` that no other has"):
         tuning.loss_grid(PRIORS, [weighted(), weighted()], [0.0])
     with pytest.raises(ValueError, match=r"or a `BalancedLoss`. Received: losses=\['mse'\]"):
         tuning.loss_grid(PRIORS, ["mse"], [0.0])
@@ -75,7 +75,7 @@ def test_surrogates_are_equal_by_value():
     assert surrogate != "surrogate"
     assert Surrogate(0.5, binary=True) != Surrogate([1, 1])
     assert weighted() == weighted() != weighted("another")
-    assert GLALoss([1] * 9 + [2]) != GLALoss([1] * 9 + [3])  # Which their `repr` cuts off.
+    assert GLALoss([1] * 9 + [2]) != GLALoss([1] * 9 + [3])  # Their `repr` cuts it off.
     assert GLALoss(PRIORS) == GLALoss(np.array(PRIORS))
     assert len({GLALoss(PRIORS), GLALoss(PRIORS), BalancedLoss(GLALoss(PRIORS).surrogate)}) == 2
 

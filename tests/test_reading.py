@@ -519,13 +519,13 @@ def test_a_choice_of_examples_says_how_far_it_is(monkeypatch, capsys):
 # What no reader takes.
 
 REFUSED = {
-    "array": (lambda: X, r"must be a tuple of arrays.*Received: a ndarray", None),
+    "array": (lambda: X, r"must be a tuple of arrays.*Received: an ndarray", None),
     "list of arrays": (lambda: [X, Y], "must be a tuple of arrays.*a list of arrays", None),
     "dict": (lambda: {"x": X}, "must be a tuple of arrays", "labels of one output"),
     "text": (lambda: "data.csv", "must be a tuple of arrays.*a str", "Received: a str"),
-    "None": (lambda: None, "must be a tuple of arrays.*a NoneType", "Received: a NoneType"),
+    "None": (lambda: None, "must be a tuple of arrays.*Received: None", "Received: None"),
     "set": (lambda: {0, 1}, "must be a tuple of arrays.*a set", "Received: a set"),
-    "number": (lambda: 3, "must be a tuple of arrays.*a int", "Received: a int"),
+    "number": (lambda: 3, "must be a tuple of arrays.*an int", "Received: an int"),
     "four parts": (lambda: [(X, Y, W, W)], "tuple of 4", "tuple of 4"),
     "inputs alone": (lambda: [(X,)], r"must have labels, `\(x, y\)`", "must be integer classes"),
     "dicts": (

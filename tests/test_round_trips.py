@@ -73,7 +73,7 @@ def parameters(name):
     if own.pop("kwargs", None) and issubclass(CLASSES[name], keras_balanced.BalancedLoss):
         handed_on = dict(inspect.signature(keras_balanced.BalancedLoss).parameters)
         own |= {key: p for key, p in handed_on.items() if key != "surrogate"}
-    if name == "ClassCalibrationError":  # Which has one of the two: test_metrics.py.
+    if name == "ClassCalibrationError":  # It has one of the two: test_metrics.py.
         del own["from_logits"]
     return list(own.values())
 

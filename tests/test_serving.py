@@ -876,7 +876,10 @@ def test_mix_by_validation_without_a_class(rng):
     [
         (np.ones((3, 3)), "`validation` must be `.probabilities, labels.`. Received: validation="),
         (([[0.5, 0.5]], [0, 1, 2]), r"`validation` must be \(N, 3\)"),
-        ((np.eye(3), [0, 1]), r"Received: 2 labels for 3 examples; not so are the class ids \[2\]"),
+        (
+            (np.eye(3), [0, 1]),
+            r"2 labels for 3 examples, and labels that do not fit for the class ids \[2\]",
+        ),
         ((np.eye(3), [0, 1, 1]), r"of every class .* the class ids \[2\]"),
         ((np.eye(3) * np.nan, [0, 1, 2]), "`validation` must be finite. Received: 3 of 3"),
         ((np.eye(3), [0, 1, np.nan]), r"`validation` must be classes in \[0, 3\). Received: \[nan"),

@@ -551,7 +551,7 @@ def test_a_chief_and_two_workers_of_which_one_is_killed(tmp_path):
         # Killed in the middle of a trial.
         kill(processes.pop("worker0"))
         (lost,) = log("worker0")
-        # The other goes on to the end of the grid, but for the trial that is lost.
+        # The other goes on to the end of the grid, except for the trial that is lost.
         (tmp_path / "worker1.go").touch()
         wait_for(lambda: len(ended()) + 1 == 5, *processes.values())
         assert lost not in log("worker1")

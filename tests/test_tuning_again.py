@@ -42,7 +42,7 @@ class Stop(keras.callbacks.Callback):
 
 
 class Scored(tuning.BalancedHyperModel):
-    """That trains nothing: of a grid it counts which points come up."""
+    """Trains nothing, and counts which points of a grid it is given."""
 
     def build(self, hp):
         self.loss(hp)
@@ -124,6 +124,7 @@ OTHERS = {
     "epochs": ({}, {"epochs": 2}, "epochs: None -> 2"),
     "batch size": ({}, {"batch_size": 6}, "batch_size: 12 -> 6"),
     "labels": ({}, {"validation_data": (examples(12)[0], np.zeros(12))}, "validation_data"),
+    "inputs": ({}, {"validation_data": (examples(12)[0] / 2, examples(12)[1])}, "validation_data"),
 }
 
 
@@ -439,6 +440,48 @@ def test_fingerprints_of_any_data():
     assert "(6, 4)" in frame["x"]
 
 
+def text_of(x=None, **kwargs):
+    return json.dumps(fingerprint.fingerprint(None, None, (x, np.arange(6)), kwargs))
+
+
+def test_fingerprints_of_inputs():
+    import pandas as pd
+
+    x = examples(6)[0]
+    tall = np.repeat(x, 1000, axis=0)
+    others = [x, x / 2, x.astype("float64"), [x, x], {"a": x}, {"a": x / 2}, tall, tall / 2]
+    assert len({text_of(other) for other in others}) == len(others)
+    same = [x, x.copy(), np.asfortranarray(x), keras.ops.convert_to_tensor(x)]
+    assert len({text_of(other).replace("<dtype: 'float32'>", "float32") for other in same}) == 1
+    assert text_of(pd.DataFrame(x)) != text_of(pd.DataFrame(x / 2))
+
+
+def test_fingerprints_of_callbacks():
+    stop, rate = keras.callbacks.EarlyStopping, keras.callbacks.LearningRateScheduler
+
+    def falling(epoch):
+        return 0.1 / (1 + epoch)
+
+    def constant(epoch):
+        return 0.1
+
+    others = [
+        [],
+        [stop(patience=3)],
+        [stop(patience=5)],
+        [stop("val_accuracy", patience=3)],
+        [rate(falling)],
+        [rate(constant)],
+        [keras.callbacks.ReduceLROnPlateau(factor=0.5)],
+        [keras.callbacks.ReduceLROnPlateau(factor=0.2)],
+    ]
+    assert len({text_of(callbacks=callbacks) for callbacks in others}) == len(others)
+    # What only looks on does not matter.
+    silent = [keras.callbacks.TerminateOnNaN(), Stop(3)]
+    assert text_of(callbacks=silent) == text_of(callbacks=[]) == text_of()
+    assert text_of(callbacks=[stop(verbose=1)]) == text_of(callbacks=[stop()])
+
+
 # Optuna
 
 POINTS = {"q": [0.0, 0.1, 0.2], "tau": [None, 1.0], "margins": [None]}
@@ -553,7 +596,7 @@ def test_a_study_that_refused_goes_on_with_its_own_grid(name, q, tmp_path):
     study.optimize(lambda trial: tuning.suggest_loss(trial, PRIORS, **grid).q, n_trials=3)
     ended = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert {trial.value for trial in ended} <= set(q)
-    if name == "brute force":  # Which takes all of them.
+    if name == "brute force":  # It takes all of them.
         assert {trial.value for trial in ended} == set(q)
 
 

@@ -39,7 +39,7 @@ def is_room(package, name):
 
 
 def arrows():
-    """Returns the rooms that each room imports, but for those that it has by way of another."""
+    """Returns the rooms that each room imports, except those that it has by way of another."""
     imported = {}
     for name, path in PATHS.items():
         modules = set(imports(ast.parse(path.read_text())))

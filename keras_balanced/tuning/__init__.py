@@ -20,7 +20,7 @@ __all__ = [
     "suggest_loss",
 ]
 
-# Where the names are that need KerasTuner.
+# The rooms of the names that need KerasTuner.
 _MODULES = {
     "BalancedHyperModel": "hypermodel",
     "CrossValidation": "folds",
@@ -40,5 +40,5 @@ def __getattr__(name):
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
-def __dir__():
-    return sorted({*globals(), *__all__})
+def __dir__() -> list[str]:
+    return __all__

@@ -22,7 +22,7 @@ __all__ = [
     "write_atomically",
 ]
 
-# What does not change a result.
+# Arguments that change no result, or are looked at by themselves.
 _SILENT = ("verbose", "callbacks", "run_eagerly", "jit_compile", "steps_per_execution")
 
 
@@ -37,11 +37,12 @@ def fingerprint(hypermodel: Any, oracle: Any, args: tuple, kwargs: dict) -> dict
         "compile_kwargs": as_json(getattr(hypermodel, "compile_kwargs", {})),
         "x": _shape(kwargs.get("x", x)),
         "y": content(kwargs.get("y", y)),
+        "callbacks": _of_callbacks(kwargs.get("callbacks")),
     }
     if getattr(hypermodel, "seed", None) is not None:
         what["seed"] = hypermodel.seed
     if hasattr(hypermodel, "decide"):
-        # By the first loss: a grid may grow.
+        # Of the first loss only, since a grid may grow.
         decision = hypermodel.decide(next(iter(hypermodel.grid.values())))
         config = decision.get_config() if decision else {}
         what["decision"] = as_json({name: part for name, part in config.items() if name != "loss"})
@@ -72,7 +73,7 @@ def check_same_search(path: pathlib.Path, what: dict[str, Any]) -> None:
     what = _flat(what)
     if path.exists():
         before = json.loads(path.read_text())
-        # A loss may come or go: what is missing runs.
+        # Losses may be added or removed: a rerun trains what is missing.
         may_change = {n for n in before.keys() ^ what.keys() if n.startswith("loss ")}
         if changes := differences(before, what, may_change):
             raise ValueError(
@@ -136,8 +137,33 @@ def _flat(value, name=""):
     return {key: leaf for part in parts for key, leaf in part.items()}
 
 
+def _of_callbacks(callbacks):
+    """Returns the settings of those of Keras's callbacks that change a training."""
+    if callable(callbacks):  # A function of a directory.
+        return as_json(callbacks)
+    names = ("EarlyStopping", "LearningRateScheduler", "ReduceLROnPlateau", "SwapEMAWeights")
+    kinds = tuple(getattr(keras.callbacks, name) for name in names)
+    return [
+        as_json({"class": type(callback).__name__} | _settings(vars(callback)))
+        for callback in keras.tree.flatten(callbacks or [])
+        if isinstance(callback, kinds)
+    ]
+
+
+def _settings(attributes):
+    """Returns the public attributes that are numbers, texts or functions."""
+    return {
+        name: value
+        for name, value in attributes.items()
+        if not name.startswith("_") and (isinstance(value, (int, float, str)) or callable(value))
+    }
+
+
 def _shape(data):
-    """Returns shapes and dtypes of arrays, the specification of a dataset, or a type."""
+    """Returns what inputs are: of an array also a checksum of at most some 1,000 of its rows.
+
+    Of a dataset that is its specification, of anything else its type.
+    """
     if hasattr(data, "element_spec"):
         return f"{data.element_spec!r}, {int(data.cardinality())} in all"
     if isinstance(data, (dict, list, tuple)):
@@ -145,11 +171,15 @@ def _shape(data):
     if getattr(data, "shape", None) is None:
         size = f" of {len(data)}" if hasattr(data, "__len__") else ""
         return type(data).__name__ + size
-    return f"{getattr(data, 'dtype', type(data).__name__)} {tuple(data.shape)}"
+    found = f"{getattr(data, 'dtype', type(data).__name__)} {tuple(data.shape)}"
+    if not hasattr(data, "__array__") or not data.shape or not data.shape[0]:
+        return found
+    rows = data[:: -(-data.shape[0] // 1000)]
+    return f"{found}, checksum {_checksum(_bytes(rows))}"
 
 
 def content(labels):
-    """Returns the checksum of labels as well, and how often each of them comes up."""
+    """Returns the shape of labels, their checksum, and how often each of them occurs."""
     if labels is None:
         return None
     if isinstance(labels, dict):
@@ -158,15 +188,25 @@ def content(labels):
         return [content(part) for part in labels]
     if hasattr(labels, "element_spec"):
         return _shape(labels)
-    is_tensor = keras.ops.is_tensor(labels)
-    array = keras.ops.convert_to_numpy(labels) if is_tensor else np.asarray(labels)
+    array = _as_numpy(labels)
+    found = f"{array.shape}, checksum {_checksum(_bytes(array))}"
     if array.dtype == object:
-        return f"{array.shape}, checksum {_checksum(repr(array.tolist()))}"
-    found = f"{array.shape}, checksum {_checksum(np.ascontiguousarray(array).tobytes())}"
+        return found
     values, counts = np.unique(array, return_counts=True)
     if len(values) > 20:
         return found
     return f"{found}, counts {dict(zip(values.tolist(), counts.tolist(), strict=True))}"
+
+
+def _as_numpy(values):
+    is_tensor = keras.ops.is_tensor(values)
+    return keras.ops.convert_to_numpy(values) if is_tensor else np.asarray(values)
+
+
+def _bytes(values):
+    array = _as_numpy(values)
+    is_object = array.dtype == object
+    return repr(array.tolist()) if is_object else np.ascontiguousarray(array).tobytes()
 
 
 def _checksum(text):

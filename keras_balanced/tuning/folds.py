@@ -22,7 +22,7 @@ from keras_balanced.tuning.hypermodel import (
     objective_names,
 )
 from keras_balanced.tuning.oracle import Tuner, resumable
-from keras_balanced.validation import check_integer
+from keras_balanced.validation import check_integer, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -47,9 +47,9 @@ class CrossValidation(Tuner):
 
     Args:
         oracle: What proposes the trials: a `keras_tuner.oracles.RandomSearchOracle`,
-            `GridSearchOracle` or `BayesianOptimizationOracle` (Hyperband trains its trials in
-            pieces, and cannot be had here). It is made to save in one piece; in place of
-            KerasTuner's `GridSearchOracle` comes ours, with the same settings.
+            `GridSearchOracle` or `BayesianOptimizationOracle`, but not Hyperband, which trains
+            its trials in pieces. It is made to save atomically; KerasTuner's `GridSearchOracle`
+            is replaced by ours, with the same settings.
         hypermodel: A `BalancedHyperModel`, or any other hypermodel that compiles the objective
             among its metrics.
         folds: Number of folds, at least 2.
@@ -105,7 +105,7 @@ class CrossValidation(Tuner):
                 )
         self.folds = check_integer("folds", folds, low=2)
         self.seed = check_integer("seed", seed)
-        self._examples: _Arrays | _Dataset | None = None
+        self._examples: Any = None  # Those of `search`.
         super().__init__(resumable(oracle), hypermodel, **kwargs)
 
     def search(self, x: Any, y: ArrayLike | None = None, **fit_kwargs: Any) -> None:
@@ -120,7 +120,7 @@ class CrossValidation(Tuner):
                 fold held out as validation data; where they stop early, the refitted model stops
                 after as many epochs as the folds took, and those that monitor `val_...` are left
                 out of it. For callbacks that write files pass a function of a directory that
-                returns them: each training calls it with a `pathlib.Path` of its own.
+                returns them: each training calls it with its own `pathlib.Path`.
 
         Raises:
             ValueError: for a class with fewer examples than folds, data of another form, and
@@ -256,10 +256,10 @@ class CrossValidation(Tuner):
                     "`EarlyStopping` must monitor what `fit` reports. Received: "
                     f"monitor={monitor!r}, and reports of {sorted(history.history)}"
                 )
-            # It may have begun after the last epoch, and restored nothing.
+            # With `start_from_epoch` after the last epoch it has restored nothing.
             if stops and callback.restore_best_weights and callback.best is not None:
                 return model, callback.best_epoch + 1
-        # One that went on from a backup reports the last epochs only.
+        # A training resumed from a backup reports only the epochs since then.
         return model, history.epoch[-1] + 1 if history.epoch else fit_kwargs.get("epochs", 1)
 
 
@@ -270,7 +270,7 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     start = 0
     for k in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == k))
-        # Going on where the last class ended keeps the folds of one size.
+        # To start where the last class ended keeps the folds equally large.
         fold_of[members] = np.arange(start, start + len(members)) % folds
         start += len(members)
     return fold_of
@@ -295,10 +295,10 @@ def _refuse_shared_files(callbacks):
             if _is_path(name, value) or any(map(_is_full_path, parts)):
                 raise ValueError(
                     "`callbacks` that write files must come from a function of a directory, which "
-                    "each training calls with one of its own: `callbacks=lambda directory: "
+                    "each training calls with its own: `callbacks=lambda directory: "
                     "[keras.callbacks.CSVLogger(directory / 'log.csv')]`. In one place the folds "
                     "would overwrite, or start from, what the others left there. "
-                    f"Received: {type(callback).__name__} with {name}={str(value)[:100]!r}"
+                    f"Received: {kind_of(callback)} with {name}={str(value)[:100]!r}"
                 )
 
 
@@ -348,5 +348,5 @@ class _Dataset:
         if shuffle:
             examples = examples.shuffle(_SHUFFLE_BUFFER)
         taken = {"x": examples.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
-        # Keras warns of its own default where it cannot shuffle.
+        # By default Keras would shuffle, and warn that it cannot.
         return {**taken, "shuffle": False} if shuffle else taken

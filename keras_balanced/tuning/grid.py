@@ -115,7 +115,7 @@ def _check_own(loss, num_classes, grid):
     if not fits or (loss.name, surrogate.q) in {point[:2] for point in grid}:
         raise ValueError(
             f"A loss among `losses` must have the {num_classes} classes of `priors`, and a "
-            f"`name` of its own. Received: {loss!r} named {loss.name!r}"
+            f"`name` that no other has. Received: {loss!r} named {loss.name!r}"
         )
 
 
@@ -231,7 +231,7 @@ def suggest_loss(
 
 def _chooser(trial):
     """Returns a function that chooses as `suggest` asks for it, by the parameters of a trial."""
-    chosen = {}
+    chosen: dict[str, Any] = {}
 
     def choose(name, values, conditions):
         if any(chosen.get(parent) not in allowed for parent, allowed in conditions):
@@ -246,7 +246,10 @@ def _chooser(trial):
 
 def _check_study(study, trial, grid):
     """Raises if a study is of another grid, and else writes down this one."""
-    now = {"points": [list(point) for point in grid], "checksums": checksums(grid)}
+    now: dict[str, Any] = {
+        "points": [list(point) for point in grid],
+        "checksums": checksums(grid),
+    }
     before = study.user_attrs.get(_ATTRIBUTE)
     if before is None:
         study.set_user_attr(_ATTRIBUTE, now)

@@ -30,16 +30,17 @@ class BalancedHyperModel(keras_tuner.HyperModel):
     """Adds the choice of a balanced loss to a function that builds a model.
 
     The hyperparameters are `loss` (`"gla"` or `"gca"`), `q`, `tau` under GLA (`"1/(1-q)"` is the
-    default of the loss) and `margins` under GCA. Each distinct loss comes up once: a
+    default of the loss) and `margins` under GCA. Each distinct loss appears once: a
     hyperparameter is there only where it has a choice (see `loss_grid`). If the losses have
     different values of `q`, the hyperparameters are `gla_q` and `gca_q`. A hypermodel can be
     pickled if `build` can.
 
     Args:
         build: Function `build(hp)` or `build()` that returns a `keras.Model` from inputs to
-            logits `(B, K)`. It may use hyperparameters of its own, and compile the model: all that
-            it compiles is kept, except the loss. Of a metric and a weighted metric of one name the
-            weighted one has it, and is the objective; the other becomes `unweighted_...`.
+            logits `(B, K)`. It may use further hyperparameters, and compile the model: all that
+            it compiles is kept, except the loss. Where a metric and a weighted metric have one
+            name, the weighted one keeps it and is the objective; the other becomes
+            `unweighted_...`.
         priors: Class mix of the training data: `K` counts or probabilities, or an adapted
             `ClassPrior`.
         losses: The losses to search: `"gla"`, `"gca"`, and any `BalancedLoss` as it is, under its
@@ -51,8 +52,8 @@ class BalancedHyperModel(keras_tuner.HyperModel):
         compile_kwargs: Optional dict of arguments of `model.compile`: `optimizer`, `metrics` to
             have beside the balanced accuracy, `jit_compile`... They go before those of `build`.
         seed: Seed set before each build: all configurations start alike, and a resumed search
-            trains as an uninterrupted one would. `None` (default) sets none; keep to it with
-            `executions_per_trial` above 1, whose executions would be copies.
+            trains as an uninterrupted one would. `None` (default) sets none: leave it so with
+            `executions_per_trial` above 1, whose executions would otherwise be copies.
         options: Lists of further values to search, as in `loss_grid`: `tau` under GLA, `margins`
             under GCA.
 
@@ -134,10 +135,10 @@ class BalancedHyperModel(keras_tuner.HyperModel):
             check_model(model, self.num_classes)
             refuse_adjusted_twice(model, loss)
         except ValueError as error:
-            # Which KerasTuner does not take for a failed trial.
+            # KerasTuner does not count this error as a failed trial.
             raise keras_tuner.errors.FatalValueError(str(error)) from error
         arguments = self._compile_arguments(model, loss)
-        # Of a subclass with a `compile` of its own, what that keeps stays.
+        # What the `compile` of a subclass has stored stays.
         compile_ = keras.Model.compile if model.compiled else type(model).compile
         compile_(model, **arguments, loss=loss)
         if not self._has_warned and (decision := self.decide(loss)) is not None:
@@ -184,14 +185,14 @@ class BalancedHyperModel(keras_tuner.HyperModel):
                 f"loss={model.loss!r} in place of {self.loss(hp)!r}"
             )
         callbacks = kwargs.get("callbacks") or []
-        # Those of others may write the objective into the logs.
+        # Callbacks of other packages may write the objective into the logs.
         writes_logs = any(
             type(callback).__module__.partition(".")[0] not in ("keras", "keras_tuner")
             for callback in callbacks
         )
         held_out = [kwargs.get(name) for name in ("validation_data", "validation_split")]
         for callback in callbacks:
-            # KerasTuner's own, which saves the best epoch: the only sight of the objective here.
+            # Only the callback with which KerasTuner saves the best epoch knows the objective.
             objective = getattr(callback, "objective", None)
             check_objective(objective)
             if objective is not None and not writes_logs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from keras_balanced.tuning.fingerprint import (
     fingerprint,
     write_atomically,
 )
+from keras_balanced.validation import kind_of
 
 __all__ = [
     "GridSearch",
@@ -33,30 +35,32 @@ _ENDED = ("COMPLETED", "FAILED")
 
 
 def _write(stateful, fname):
+    """Writes the state of a tuner, oracle or trial atomically, as `Stateful.save` does in place."""
     if "://" in str(fname):  # Not a local file.
-        return _Stateful.save(stateful, fname)
-    text = json.dumps(stateful.get_state())
-    write_atomically(pathlib.Path(fname), text)
-    return text
+        _Stateful.save(stateful, fname)
+    else:
+        write_atomically(pathlib.Path(fname), json.dumps(stateful.get_state()))
 
 
-class _AtomicSave(_Stateful):
-    """Goes behind KerasTuner's class, whose `save` calls this one with the file's name."""
-
-    def save(self, fname):
-        return _write(self, fname)
+# The methods of KerasTuner that write files, with `_write` in place of `Stateful.save`.
 
 
-class _AtomicOracle(keras_tuner.Oracle, _AtomicSave):
-    @keras_tuner.synchronized  # Tuners that share an oracle all save it.
-    def save(self):
-        super().save()
-
-    def _save_trial(self, trial):
-        _write(trial, os.path.join(self._get_trial_dir(trial.trial_id), "trial.json"))
+@keras_tuner.synchronized  # Tuners that share an oracle all save it.
+def _save_oracle(oracle):
+    _write(oracle, oracle._get_oracle_fname())
 
 
-class GridSearchOracle(_AtomicOracle):
+def _save_trial_of_oracle(oracle, trial):
+    _write(trial, os.path.join(oracle._get_trial_dir(trial.trial_id), "trial.json"))
+
+
+def _save_tuner(tuner):
+    if not tuner._is_worker():
+        tuner.oracle.save()
+    _write(tuner, tuner._get_tuner_fname())
+
+
+class GridSearchOracle(keras_tuner.Oracle):
     """Grid search that can be stopped and go on, and loses no worker's part of the grid.
 
     It proposes the first combination of active hyperparameters that no trial has had, so that it
@@ -65,17 +69,17 @@ class GridSearchOracle(_AtomicOracle):
     ([keras-tuner #1055](https://github.com/keras-team/keras-tuner/issues/1055)).
 
     A hyperparameter may appear in some trials only, as `units_1` does for `num_layers` above 1: a
-    trial that ended without asking for it holds for all of its values. Meanwhile others wait with
-    what differs from a trial under way in such values only.
+    trial that ended without asking for it counts for all of its values. While a trial is under
+    way, a combination that differs from it in such values only waits.
 
     Args:
         objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
         max_trials: The largest number of trials. `None` is the whole grid.
-        seed: Seed of what KerasTuner draws; the grid has no chance in it.
+        seed: Seed of what KerasTuner draws at random; the grid itself is not random.
         hyperparameters: Optional `keras_tuner.HyperParameters` to override or fix some.
         allow_new_entries: Whether a hypermodel may ask for hyperparameters that
             `hyperparameters` lacks.
-        tune_new_entries: Whether to search such.
+        tune_new_entries: Whether to search these too.
         max_retries_per_trial: How often to train a trial again that failed.
         max_consecutive_failed_trials: Failures in a row that end the search.
 
@@ -88,6 +92,8 @@ class GridSearchOracle(_AtomicOracle):
     >>> print(oracle.objective.direction)
     max
     """
+
+    save, _save_trial = _save_oracle, _save_trial_of_oracle
 
     def __init__(
         self,
@@ -144,7 +150,7 @@ class GridSearchOracle(_AtomicOracle):
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        # KerasTuner's oracle does not say.
+        # The state of KerasTuner's own oracle has no such entry.
         self._revealed = set(state.get("revealed", self._names()))
 
     def reload(self) -> None:
@@ -176,18 +182,20 @@ class GridSearchOracle(_AtomicOracle):
             trial.hyperparameters.values = hp.values
             return
         # Not `ensure_active_values`, which loses the value of a name that two hyperparameters
-        # have. A worker's trial comes with values of inactive ones.
+        # have. The trial of a worker also has values of inactive hyperparameters.
         kept = set() if trial.status == "COMPLETED" else hp.values.keys() - names
         while unused := [n for n in hp.values if n not in kept and not hp.is_active(n)]:
             for name in unused:
                 del hp.values[name]
 
 
-class Tuner(keras_tuner.Tuner, _AtomicSave):
+class Tuner(keras_tuner.Tuner):
     """`keras_tuner.Tuner` that brings its oracle up to date when it goes on.
 
     It knows what it searched, too: rerun with another problem in the same directory, it refuses.
     """
+
+    save = _save_tuner
 
     def __init__(self, oracle: keras_tuner.Oracle, hypermodel: Any = None, **kwargs: Any):
         if kwargs.get("overwrite") and "KERASTUNER_ORACLE_IP" in os.environ:
@@ -235,10 +243,10 @@ class GridSearch(Tuner):
         hypermodel: A `BalancedHyperModel`, or any other.
         objective: A `keras_tuner.Objective`, as `BalancedHyperModel.objective`.
         max_trials: The largest number of trials. `None` is the whole grid.
-        seed: Seed of what KerasTuner draws; the grid has no chance in it.
+        seed: Seed of what KerasTuner draws at random; the grid itself is not random.
         hyperparameters: Optional `keras_tuner.HyperParameters` to override or fix some.
         tune_new_entries: Whether to search hyperparameters that `hyperparameters` lacks.
-        allow_new_entries: Whether a hypermodel may ask for such.
+        allow_new_entries: Whether a hypermodel may ask for these.
         max_retries_per_trial: How often to train a trial again that failed.
         max_consecutive_failed_trials: Failures in a row that end the search.
         **kwargs: Further arguments of `keras_tuner.Tuner`: `directory`, `project_name`,
@@ -300,7 +308,7 @@ def save_atomically(
         The same tuner or oracle.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and for a `save` that is not KerasTuner's.
 
     Example:
 
@@ -309,18 +317,24 @@ def save_atomically(
     >>> print(isinstance(oracle, keras_tuner.oracles.RandomSearchOracle))
     True
     """
-    kind = type(tuner_or_oracle)
-    if not isinstance(
-        tuner_or_oracle, (keras_tuner.Oracle, keras_tuner.engine.base_tuner.BaseTuner)
-    ):
+    if not isinstance(tuner_or_oracle, (keras_tuner.Oracle, BaseTuner)):
         raise ValueError(
             f"`tuner_or_oracle` must be a tuner or an oracle. Received: {tuner_or_oracle!r}"
         )
-    if not isinstance(tuner_or_oracle, _AtomicSave):
-        is_oracle = isinstance(tuner_or_oracle, keras_tuner.Oracle)
-        bases = (_AtomicOracle, kind) if is_oracle else (kind, _AtomicSave)
-        # A class of its own, since KerasTuner's belongs to others as well.
-        tuner_or_oracle.__class__ = type(kind.__name__, bases, {"__module__": kind.__module__})
+    kind = type(tuner_or_oracle)
+    if kind.save in (keras_tuner.Oracle.save, BaseTuner.save):
+        # Methods of this object: KerasTuner's class belongs to others as well.
+        if isinstance(tuner_or_oracle, keras_tuner.Oracle):
+            methods = {"save": _save_oracle, "_save_trial": _save_trial_of_oracle}
+        else:
+            methods = {"save": _save_tuner}
+        for name, method in methods.items():
+            setattr(tuner_or_oracle, name, functools.partial(method, tuner_or_oracle))
+    elif kind.save not in (_save_oracle, _save_tuner):
+        raise ValueError(
+            "`tuner_or_oracle` must have the `save` of KerasTuner, in whose place an atomic one "
+            f"comes. Received: {kind_of(tuner_or_oracle)} with another"
+        )
     if isinstance(getattr(tuner_or_oracle, "oracle", None), keras_tuner.Oracle):
         save_atomically(tuner_or_oracle.oracle)  # A worker has a client in its place.
     return tuner_or_oracle
@@ -387,7 +401,7 @@ def _combinations(space, values=None) -> Iterator[dict[str, Any]]:
     """Yields the values of each combination of active hyperparameters, in a fixed order."""
     values = values or {}
     for hp in space:
-        # One becomes active when its parents have their values, in whatever order they come.
+        # A hyperparameter becomes active once its parents have values, in whatever order.
         if hp.name not in values and all(parent.is_active(values) for parent in hp.conditions):
             for value in _values(hp):
                 yield from _combinations(space, {**values, hp.name: value})
