@@ -21,6 +21,10 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }
+PAGES |= {
+    f"reports/{path.name}": path.relative_to(ROOT).as_posix()
+    for path in sorted((ROOT / "benchmarks" / "reports").glob("*.md"))
+}
 TUTORIALS = "tutorials/"
 # A picture, outside `docs`, of such a page, and its path on the site.
 PICTURES = {}
