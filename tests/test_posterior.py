@@ -17,6 +17,7 @@ from keras_balanced import (
     Surrogate,
     backends,
 )
+from keras_balanced.stationary import _of_levels
 from keras_balanced.surrogates import gca_surrogate
 
 
@@ -207,7 +208,15 @@ def test_posterior_in_blocks_is_the_same(rng, monkeypatch):
     z = rng.normal(0, 3, (2, 5, 20)).astype("float32")
     whole = loss.posterior(z)
     monkeypatch.setattr("keras_balanced.stationary._BLOCK", 3 * 20 * 20)  # Three rows.
+    rows = []
+
+    def counted(logits, surrogate):
+        rows.append(logits.shape[0])
+        return _of_levels(logits, surrogate)
+
+    monkeypatch.setattr("keras_balanced.stationary._of_levels", counted)
     np.testing.assert_allclose(loss.posterior(z), whole, rtol=1e-5)
+    assert rows == [3, 3, 3, 1]
 
 
 def test_posterior_of_numpy_is_numpy(rng):

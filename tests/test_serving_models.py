@@ -254,11 +254,20 @@ def test_refused_before_anything_is_written(name, tmp_path):
 
 def test_home_and_remote_directories(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    copied, copy = [], tf.io.gfile.copy
+
+    def watched(source, target, *args, **kwargs):
+        copied.append(target)
+        return copy(source, target, *args, **kwargs)
+
+    monkeypatch.setattr(tf.io.gfile, "copy", watched)
     model, x = functional()
     version = serving.export(model, "~/models/digits", LOSS)
     assert version == tmp_path / "models" / "digits" / "1"
     versions = [serving.export(model, "ram://bucket/digits", LOSS) for _ in range(2)]
     assert versions == ["ram://bucket/digits/1", "ram://bucket/digits/2"]
+    # Whoever looks for new versions sees a directory as one by this file.
+    assert copied[-1] == f"{versions[1]}/saved_model.pb"
     with tf.io.gfile.GFile("ram://bucket/digits/2/assets.extra/classes.json") as file:
         assert json.loads(file.read())["class_names"] == ["0", "1", "2"]
     signature = tf.saved_model.load(versions[1]).signatures["raw"]

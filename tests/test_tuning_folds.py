@@ -232,6 +232,28 @@ def test_the_refitted_model_trains_for_as_many_epochs_as_the_best_ones(tmp_path)
     assert epochs[2] == 3
 
 
+def test_the_refitted_model_trains_as_long_as_the_folds_on_average(tmp_path):
+    x, y = examples()
+    epochs = []
+
+    class StopAfter(keras.callbacks.Callback):
+        def __init__(self, last):
+            super().__init__()
+            self.last = last
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch + 1 == self.last
+
+    def of_training(directory):
+        last = {"fold_0": 1, "fold_1": 1, "fold_2": 4}.get(directory.name)
+        return [StopAfter(last), CountEpochs(epochs)]
+
+    tuner = search_of_one_loss(tmp_path, folds=3)
+    tuner.search(x, y, epochs=9, callbacks=of_training, verbose=0)
+    tuner.get_best_models()
+    assert epochs == [1, 1, 4, 2]
+
+
 def test_a_model_that_was_not_written_whole_is_not_loaded(tmp_path, monkeypatch):
     x, y = examples()
     tuner = search_of_one_loss(tmp_path)

@@ -256,6 +256,24 @@ def test_a_trial_that_failed_is_retried_and_not_proposed_again(tmp_path):
     assert Search(declare, tmp_path).run() == []
 
 
+def test_trials_under_way_are_taken_up_in_their_order(tmp_path):
+    under_way = {}
+
+    class Saving(Search):
+        def run_trial(self, trial, *args, **kwargs):
+            path = pathlib.Path(self.get_trial_dir(trial.trial_id), "trial.json")
+            under_way[path] = path.read_text()
+            return super().run_trial(trial, *args, **kwargs)
+
+    def declare(hp):
+        return hp.Choice("a", [1, 2, 3, 4])
+
+    assert Saving(declare, tmp_path, max_trials=3).run() == [1, 2, 3]
+    for path, text in list(under_way.items())[1:]:
+        path.write_text(text)
+    assert Search(declare, tmp_path).run() == [2, 3, 4]
+
+
 def test_a_retry_keeps_values_that_the_trial_had_not_asked_for(tmp_path):
     class Failing(Search):
         failed = False
