@@ -14,7 +14,7 @@ WHEEL := .venv-wheel
 # The queue of long trainings: its clone, its environment, backups and weights. `make clean` leaves it alone.
 LONG ?= .long
 CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide \
-	distribution_jax functional keras_contract labels layers long_tailed_tables loops losses metrics numerics pairs \
+	distribution_jax functional keras_contract labels layers loops losses metrics numerics pairs \
 	posterior round_trips serving tables targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -97,7 +97,8 @@ $(LOWEST)/installed: pyproject.toml
 # The trainings run from a clone of the commit at which the queue was first started, so that work on the
 # code does not end them. To move them to the latest commit, delete $(LONG)/installed.
 long: $(LONG)/installed
-	nice -n 19 $(LONG)/venv/bin/python $(LONG)/source/benchmarks/long_trainings.py --folder $(LONG) \
+	PYTHONPATH=$(abspath $(LONG)/source) nice -n 19 $(LONG)/venv/bin/python \
+		$(LONG)/source/benchmarks/long_trainings.py --folder $(LONG) \
 		--output benchmarks/results/long.jsonl
 
 # While a command is timed, the queue stands still: make quiet CMD="...".

@@ -5,9 +5,10 @@ the images are on the device, shuffling, cropping and flipping are part of the p
 steps of an epoch are a scan. The state is Keras's: variables of the model and of the optimizer.
 """
 
-import backups
 import jax
 from jax import numpy as jnp
+
+from benchmarks import backups
 
 
 def step_of(model, optimizer, loss):

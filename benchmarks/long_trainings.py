@@ -20,14 +20,14 @@ import signal
 from multiprocessing import connection
 from typing import NamedTuple
 
-import accuracy
-import backups
 import numpy as np
 
 import keras_balanced
+from benchmarks import backups, methods, store, training, workers
 from keras_balanced import datasets
 
-RECIPE = accuracy.PROTOCOLS["paper"]._replace(l2=(1e-4,), dtype="mixed_bfloat16", threads=1)
+RECIPE = training.PAPER._replace(threads=1)
+RATIO, L2 = 100.0, 1e-4
 NOMINAL_SPEED = 400  # Images a second, until one has been measured.
 SIZES = {"digits": (10, 124), "cifar10": (10, 5000), "cifar100": (100, 500)}  # K, n_max.
 
@@ -41,18 +41,17 @@ class Row(NamedTuple):
     held_out: bool = False
     dtype: str | None = "mixed_bfloat16"
 
-    def job(self):
-        """Returns the settings and the recipe."""
-        recipe = RECIPE._replace(
-            datasets=(self.dataset,), seeds=(self.seed,), losses=(self.loss,), dtype=self.dtype
-        )
-        of = accuracy.selections(recipe, True) if self.held_out else accuracy.finals(recipe, {})
-        return of[0], recipe
+    def settings(self):
+        held_out = training.HELD_OUT if self.held_out else 0.0
+        recipe = RECIPE._replace(dtype=self.dtype)
+        data = {"dataset": self.dataset, "ratio": RATIO}
+        grid = training.grid(recipe, (self.loss,), (self.seed,), **data, l2=L2, held_out=held_out)
+        return next(iter(grid))
 
     def title(self):
-        settings, recipe = self.job()
         held_out = ["held out"] * self.held_out
-        return " ".join([accuracy.title(settings), *held_out, recipe.dtype or "float32"])
+        title = training.title(self.settings())
+        return " ".join([title, *held_out, self.dtype or "float32"])
 
 
 ROWS = (
@@ -92,25 +91,24 @@ def only_queue(folder):
 
 def ready(row, unfinished, states):
     """Returns whether no unfinished row would save this one its first phase."""
-    settings, recipe = row.job()
-    donor = row._replace(loss=accuracy.first_phase(row.loss))
-    path = accuracy.first_phase_path(settings, recipe, states)
+    donor = row._replace(loss=methods.first_phase(row.loss))
+    path = training.first_phase_path(row.settings(), states)
     return donor == row or donor not in unfinished or path.exists()
 
 
 def hours(row, speed, states):
     """Returns how long a row takes from its backup or from its donor's state, if there is one."""
-    settings, recipe = row.job()
+    settings = row.settings()
     images = sum(datasets.long_tail_counts(*SIZES[row.dataset], settings["ratio"]))
     images *= 1 - settings["held_out"]
     start = 0
-    unfinished = accuracy.backup_path(settings, recipe, states / "unfinished")
+    unfinished = training.backup_path(settings, states / "unfinished")
     if unfinished.exists():
         with np.load(unfinished) as file:
             start = int(file["epoch"])
-    elif accuracy.first_phase(row.loss) != row.loss:
-        start = int(accuracy.SECOND_PHASE * recipe.epochs)
-    return images * (recipe.epochs - start) / speed / 3600
+    elif methods.first_phase(row.loss) != row.loss:
+        start = int(training.SECOND_PHASE * RECIPE.epochs)
+    return images * (RECIPE.epochs - start) / speed / 3600
 
 
 def print_plan(left, done, states):
@@ -134,29 +132,26 @@ def yield_to_other_sessions():
 
 def train(row, output, states):
     """Trains a row in a process of its own and writes its result."""
-    accuracy.end_with_parent()
+    workers.end_with_parent()
     yield_to_other_sessions()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: backups.STOP.set())
-    settings, recipe = row.job()
-    unfinished = states / "unfinished"
-    line = accuracy.run(settings, recipe, unfinished, keep=states)
-    accuracy.append(output, line)
-    accuracy.backup_path(settings, recipe, unfinished).unlink(missing_ok=True)
-    result = line["result"]
+    settings, unfinished = row.settings(), states / "unfinished"
+    result = training.train(settings, unfinished, keep=states)
+    store.append(output, settings, result)
+    training.backup_path(settings, unfinished).unlink(missing_ok=True)
     of = [100 * np.mean(result[key]) for key in ("recalls", "recalls_of_posterior")]
     print(f"{row.title()}: {of[0]:.1f}, by posterior {of[1]:.1f}", flush=True)
 
 
-def run_queue(rows, output, folder, workers):
-    """Trains what has no result yet; returns the rows that failed."""
+def run_queue(rows, output, folder, limit):
+    """Trains what has no result yet, `limit` at a time; returns the rows that failed."""
     states = folder / "states"
-    found = accuracy.written(output)
-    done = {row: found[key] for row in rows if (key := accuracy.key_of(*row.job())) in found}
+    found = {store.key(run["settings"]): run for run in store.read(output)}
+    done = {row: found[key] for row in rows if (key := store.key(row.settings())) in found}
     left = [row for row in rows if row not in done]
     print_plan(left, done, states)
-    accuracy.set_threads(RECIPE, workers)
-    spawn = multiprocessing.get_context("spawn")
+    workers.share_cores(limit, RECIPE.threads)
     running, failed = {}, []
 
     def stop(*_):
@@ -168,21 +163,31 @@ def run_queue(rows, output, folder, workers):
         signal.signal(number, stop)
     with only_queue(folder) as write_ids:
         while True:
-            for row in list(left):
-                free = len(running) < workers and not backups.STOP.is_set()
-                if free and ready(row, [*left, *running], states):
-                    left.remove(row)
-                    running[row] = spawn.Process(target=train, args=(row, output, states))
-                    running[row].start()
+            start_ready(left, running, limit, output, states)
             write_ids([os.getpid(), *(process.pid for process in running.values())])
             if not running:
                 return failed
             connection.wait([process.sentinel for process in running.values()])
-            for row, process in list(running.items()):
-                if process.exitcode is not None:
-                    del running[row]
-                    if process.exitcode and not backups.STOP.is_set():
-                        failed.append(row)
+            failed += remove_ended(running)
+
+
+def start_ready(left, running, limit, output, states):
+    """Starts rows, while there is room, and moves them from those left to those running."""
+    spawn = multiprocessing.get_context("spawn")
+    for row in list(left):
+        free = len(running) < limit and not backups.STOP.is_set()
+        if free and ready(row, [*left, *running], states):
+            left.remove(row)
+            running[row] = spawn.Process(target=train, args=(row, output, states))
+            running[row].start()
+
+
+def remove_ended(running):
+    """Returns those of the rows that have ended that failed, and not because they were stopped."""
+    ended = {row: process for row, process in running.items() if process.exitcode is not None}
+    for row in ended:
+        del running[row]
+    return [row for row, of in ended.items() if of.exitcode and not backups.STOP.is_set()]
 
 
 def main(argv=None):
@@ -193,8 +198,8 @@ def main(argv=None):
     parser.add_argument("--folder", type=pathlib.Path, default=".long")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at a time")
     args = parser.parse_args(argv)
-    if not pathlib.Path(keras_balanced.__file__).is_relative_to(accuracy.ROOT):
-        parser.error(f"keras_balanced comes from {keras_balanced.__file__}, not {accuracy.ROOT}")
+    if not pathlib.Path(keras_balanced.__file__).is_relative_to(store.ROOT):
+        parser.error(f"keras_balanced comes from {keras_balanced.__file__}, not {store.ROOT}")
     if failed := run_queue(ROWS, args.output, args.folder, args.workers):
         parser.exit(1, "Failed: " + "; ".join(row.title() for row in failed) + "\n")
 

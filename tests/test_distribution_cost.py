@@ -1,13 +1,12 @@
 """The losses add no communication to a training step, and compile for a TPU."""
 
-import argparse
 import importlib.util
 
-import distributed
 import keras
 import numpy as np
 import pytest
 
+from benchmarks.questions import distributed
 from keras_balanced import BalancedAccuracy, BinaryGCALoss, GCALoss, GLALoss
 
 COUNTS = np.arange(300, 0, -1)  # Class ids that bfloat16 does not hold.
@@ -33,9 +32,9 @@ def test_same_collectives_as_cross_entropy(setting, library):
         pytest.skip("runs with another KERAS_BACKEND")
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"needs {library}")
-    count_only = argparse.Namespace(batch_size=64, rounds=0, steps=1)
-    rows = distributed.run_child(setting, 2 if setting == "TensorFlow" else 4, count_only)
-    operations = {row["loss"]: row["operations"] for row in rows}
+    replicas = 2 if setting == "TensorFlow" else 4
+    found = distributed.measure(setting, replicas, batch_size=64, rounds=0, steps=1)
+    operations = {loss: of["operations"] for loss, of in found.items()}
     expected = operations.pop("cross-entropy")
     assert sum(expected.values()) > 0
     assert not set(expected) - {"CollectiveReduceV2", "all-reduce"}

@@ -256,7 +256,7 @@ def test_every_script_starts_by_itself():
 import contextlib, io, pathlib, runpy, sys
 
 path = sys.path[1:]
-folders = ["benchmarks", "examples", "tools"]
+folders = ["examples", "tools"]
 scripts = {p.stem: p for folder in folders for p in sorted(pathlib.Path(folder).glob("*.py"))}
 for script in scripts.values():
     text = script.read_text()
@@ -277,7 +277,7 @@ for script in scripts.values():
     print(script, "starts" if "usage: " in usage.getvalue() else "does not say how to use it")
 """,
     )
-    folders = ("benchmarks", "examples", "tools")
+    folders = ("examples", "tools")
     lines = [line for line in output.splitlines() if line.startswith(folders)]
-    assert len(lines) > 15
+    assert len(lines) > 5
     assert all(line.endswith(".py starts") for line in lines), lines

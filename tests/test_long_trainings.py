@@ -13,20 +13,17 @@ import pytest
 if keras.backend.backend() != "tensorflow":
     pytest.skip("trains with TensorFlow", allow_module_level=True)
 
-import accuracy
-import backups
-import fused
-import long_trainings
-import quiet
+from benchmarks import backups, fused, long_trainings, methods, quiet, store, training
 
 # Every process, a worker too, runs it. A training waits as long as there is a file of its epoch.
 QUEUE = """
 import pathlib, sys, time
-import backups, long_trainings
+from benchmarks import backups, long_trainings
 backups.SECONDS_BETWEEN_BACKUPS = 0
 long_trainings.RECIPE = long_trainings.RECIPE._replace(
-    size=8, depth=8, epochs=10, warmup_epochs=1, ratios=(50,), batch_size=64, augment=False
+    size=8, depth=8, epochs=10, warmup_epochs=1, batch_size=64, augment=False
 )
+long_trainings.RATIO = 50.0
 rows = map(long_trainings.Row, ("ce", "logit_adjusted", "ce_drw", "logit_adjusted_deferred"))
 long_trainings.ROWS = tuple(row._replace(dataset="digits", dtype=None) for row in rows)
 save = backups.Backup.save_if_due
@@ -44,9 +41,8 @@ if __name__ == "__main__":
 def start(folder):
     script = folder / "long_queue.py"
     script.write_text(QUEUE)
-    path = f"{processes.ROOT}/benchmarks:{processes.ROOT}/examples:{processes.ROOT}"
     arguments = ["--folder", folder, "--output", folder / "runs.jsonl", "--workers", "2"]
-    return processes.start(script, *arguments, PYTHONPATH=path)
+    return processes.start(script, *arguments, PYTHONPATH=str(processes.ROOT))
 
 
 def read_until(process, *wanted):
@@ -153,9 +149,10 @@ class CutOffError(Exception):
     pass
 
 
-SETTINGS = {"seed": 0, "dataset": "digits", "profile": "exponential", "ratio": 50.0}
-SETTINGS |= {"loss": "ce_drw", "l2": 5e-4, "held_out": 0.2}
-RECIPE = accuracy.PROTOCOLS["quick"]._replace(epochs=5, warmup_epochs=1, batch_size=64)
+RECIPE = training.DIGITS._replace(epochs=5, warmup_epochs=1, batch_size=64)
+(SETTINGS,) = training.grid(
+    RECIPE, ("ce_drw",), (0,), dataset="digits", ratio=50.0, held_out=training.HELD_OUT
+)
 
 
 def test_a_training_goes_on_from_its_backup_and_from_the_first_phase(tmp_path, monkeypatch):
@@ -171,13 +168,13 @@ def test_a_training_goes_on_from_its_backup_and_from_the_first_phase(tmp_path, m
 
     monkeypatch.setattr(backups.Backup, "save_if_due", save_and_cut_off)
     with pytest.raises(CutOffError):
-        accuracy.run(SETTINGS, RECIPE, tmp_path / "cut", kept)
+        training.train(SETTINGS, tmp_path / "cut", kept)
     cuts.clear()
-    found = accuracy.run(SETTINGS, RECIPE, tmp_path / "cut", kept)["result"]
+    found = training.train(SETTINGS, tmp_path / "cut", kept)
     assert saved == [1, 2, 3, 4, 5]
-    whole = accuracy.run(SETTINGS, RECIPE, None, tmp_path / "whole")["result"]
+    whole = training.train(SETTINGS, None, tmp_path / "whole")
     saved.clear()
-    from_first = accuracy.run(SETTINGS, RECIPE, None, kept)["result"]
+    from_first = training.train(SETTINGS, None, kept)
     assert saved == [5]
     for result in (found, from_first):
         assert result["recalls"] == whole["recalls"]
@@ -185,7 +182,7 @@ def test_a_training_goes_on_from_its_backup_and_from_the_first_phase(tmp_path, m
     names = {path.name for path in kept.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()}
     final, first = sorted(names, key=lambda name: "first" in name)
-    assert accuracy.first_phase_path(SETTINGS | {"loss": "ce"}, RECIPE, kept).name == first
+    assert training.first_phase_path(SETTINGS | {"loss": "ce"}, kept).name == first
     with np.load(kept / final) as a, np.load(tmp_path / "whole" / final) as b:
         assert set(a.files) > {"logits", "labels", "test_logits", "test_labels"}
         assert len(a["test_labels"]) == 500
@@ -219,24 +216,26 @@ def test_a_file_that_was_cut_short_is_none(tmp_path, capsys):
 
 
 def test_rows_are_different_trainings_and_wait_for_their_first_phase(tmp_path):
-    keys = {accuracy.key_of(*row.job()) for row in long_trainings.ROWS}
+    keys = {store.key(row.settings()) for row in long_trainings.ROWS}
     assert len(keys) == len(long_trainings.ROWS)
-    assert all(row.job()[1].threads == 1 for row in long_trainings.ROWS)
+    assert all(row.settings()["threads"] == 1 for row in long_trainings.ROWS)
     wanted = {"gca_deferred": "ce", "logit_adjusted_deferred": "ce", "ce_drw": "ce"}
     wanted |= {name: name for name in ("ce", "logit_adjusted", "vs", "oversampled", "effective")}
     wanted["ldam_drw"] = "ldam"
-    assert {name: accuracy.first_phase(name) for name in wanted} == wanted
+    assert {name: methods.first_phase(name) for name in wanted} == wanted
     ce, deferred = long_trainings.Row("ce"), long_trainings.Row("gca_deferred")
     assert not long_trainings.ready(deferred, [ce, deferred], tmp_path)
     assert long_trainings.ready(deferred, [ce._replace(seed=1), deferred], tmp_path)
-    accuracy.first_phase_path(*deferred.job(), tmp_path).touch()
+    training.first_phase_path(deferred.settings(), tmp_path).touch()
     assert long_trainings.ready(deferred, [ce, deferred], tmp_path)
     whole, last_fifth = (long_trainings.hours(row, 400, tmp_path) for row in (ce, deferred))
     assert whole == pytest.approx(12406 * 200 / 400 / 3600)
     assert last_fifth == pytest.approx(whole / 5)
     held_out = long_trainings.Row("ce", held_out=True)
     assert long_trainings.hours(held_out, 400, tmp_path) == pytest.approx(0.8 * whole)
-    backups.write(accuracy.backup_path(*ce.job(), tmp_path / "unfinished"), epoch=150, seconds=1.0)
+    backups.write(
+        training.backup_path(ce.settings(), tmp_path / "unfinished"), epoch=150, seconds=1.0
+    )
     assert long_trainings.hours(ce, 400, tmp_path) == pytest.approx(whole / 4)
 
 
@@ -265,7 +264,7 @@ def test_fused_normalization_is_keras_own(shape, rng):
 
 def test_the_model_of_a_training_has_fused_normalization():
     x, y = np.zeros((4, 8, 8, 1), "uint8"), np.arange(4)
-    resnet = accuracy.build(accuracy.METHODS["ldam"], x, y, 1e-4, RECIPE).layers[-1]
+    resnet = training.build(methods.METHODS["ldam"], x, y, 1e-4, RECIPE).layers[-1]
     kinds = {type(layer) for layer in resnet.layers}
     assert fused.FusedBatchNormalization in kinds
     assert keras.layers.BatchNormalization not in kinds

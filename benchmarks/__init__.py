@@ -1,0 +1,1 @@
+"""What the losses do, measured: `python -m benchmarks list | run NAME | report [NAME]`."""
