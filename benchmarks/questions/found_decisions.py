@@ -36,8 +36,8 @@ TWO_CLASSES = (
     *("yeast-0-2-5-6_vs_3-7-8-9", "yeast-0-2-5-7-9_vs_3-6-8", "yeast1", "yeast3"),
 )
 MANY_CLASSES = (
-    *("letter", "marketing", "optdigits", "penbased", "satimage", "segment", "splice", "texture"),
-    *("digits", "CIFAR-10, ratio 20", "CIFAR-10, ratio 100"),
+    *("marketing", "optdigits", "penbased", "satimage", "segment", "splice", "texture"),
+    "digits",
 )
 RATIO, CIFAR_RATIOS = 10.0, {"CIFAR-10, ratio 20": 20.0, "CIFAR-10, ratio 100": 100.0}
 MOST_TESTED = 1000  # Examples of each class.
