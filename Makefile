@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # With JAX and PyTorch. `make test-backends TORCH=torch==2.13.0` pins a build of PyTorch.
 BACKENDS := .venv-backends
 TORCH ?= torch
-# The site; the tutorials and recipes.
+# The site; its tests, the tutorials and recipes.
 DOCS := .venv-docs
 RECIPES := .venv-recipes
 # The oldest versions that pyproject.toml admits, and the wheel with TensorFlow alone.
@@ -13,14 +13,14 @@ LOWEST := .venv-lowest
 WHEEL := .venv-wheel
 # The queue of long trainings: its clone, its environment, backups and weights. `make clean` leaves it alone.
 LONG ?= .long
-CORE := $(patsubst %,tests/test_%.py,binary callbacks device_loop distribution_cost distribution_guide \
+CORE := $(patsubst %,tests/test_%.py,binary calibration callbacks device_loop distribution_cost distribution_guide \
 	distribution_jax functional keras_contract labels layers loops losses metrics numerics pairs \
 	posterior round_trips serving tables targets)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 DEMO := examples/long_tailed_cifar.py --dataset digits --imbalance-ratio 50 --depth 8 --epochs 60 \
-	--batch-size 32 --losses ce logit_adjusted gla gca
+	--batch-size 32 --losses ce gla gca --seeds 0 1 2
 
 .PHONY: demo test test-slow test-docs test-backends test-lowest test-wheel docs build clean long quiet
 
@@ -42,7 +42,8 @@ test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
 test-docs: $(RECIPES)/installed
-	$(RECIPES)/bin/pytest -m docs --numprocesses 2 tests/test_recipes.py tests/test_tutorials.py
+	$(RECIPES)/bin/pytest -m docs --numprocesses 2 tests/test_recipes.py tests/test_tutorials.py \
+		tests/test_site.py
 
 test-backends: $(BACKENDS)/installed
 	for backend in jax torch; do \
@@ -71,7 +72,7 @@ build:
 	$(WHEEL)/bin/twine check --strict dist/*
 
 $(VENV)/installed: EXTRAS := all,dev
-$(RECIPES)/installed: EXTRAS := all,dev,recipes
+$(RECIPES)/installed: EXTRAS := all,dev,docs,recipes
 $(DOCS)/installed: EXTRAS := docs
 $(VENV)/installed $(RECIPES)/installed $(DOCS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)

@@ -1,9 +1,9 @@
 """Trains a ResNet on long-tailed digits or CIFAR with several losses, side by side.
 
-    python examples/long_tailed_cifar.py --dataset cifar10 --losses ce logit_adjusted gca
+    python examples/long_tailed_cifar.py --dataset cifar10 --losses ce gla gca --seeds 0 1 2
 
 Prints a table, appends each run to `--output` as a line of JSON the moment it ends (a rerun skips
-what is done), and draws class counts and per-class recalls beside it.
+what is done), and draws balanced accuracies and the recall of each class beside it.
 """
 
 import argparse
@@ -16,17 +16,18 @@ import keras
 import numpy as np
 
 import keras_balanced
-from keras_balanced import ClassPrior, GCALoss, GLALoss, datasets, metrics, models, plots
+from keras_balanced import ClassPrior, GCALoss, GLALoss, datasets, metrics, models
 
 LOSSES = {
     "ce": lambda priors, args: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     "weighted_ce": lambda priors, args: GCALoss(priors, margins=None, consistent=False),
-    "logit_adjusted": lambda priors, args: GLALoss(priors),
     "gla": lambda priors, args: GLALoss(priors, q=args.gla_q, tau=args.gla_tau),
     "gca": lambda priors, args: GCALoss(
         priors, q=args.gca_q, margins="cube_root", consistent=False
     ),
 }
+COLORS = ["#7b7b7b", "#d1682a", "#3a7fc1", "#3d9a4b", "#a45fc0"]
+MARKERS = "xos^D"
 LEARNING_RATE = 0.1
 WARMUP_EPOCHS = 5
 
@@ -44,8 +45,10 @@ def parse_arguments(argv=None):
     parser.add_argument("--steps-per-epoch", type=int, help="fewer steps, for a quick look")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--l2", type=float, default=1e-4)
-    parser.add_argument("--seed", type=int, default=0, help="of the subset and the training")
-    parser.add_argument("--gla-q", type=float, default=0.2, help="q of gla; at 0 logit_adjusted")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="each of a subset and a training"
+    )
+    parser.add_argument("--gla-q", type=float, default=0.0, help="q of gla")
     parser.add_argument("--gla-tau", type=float, help="tau of gla; None is 1 / (1 - q)")
     parser.add_argument("--gca-q", type=float, default=0.0, help="q of gca")
     parser.add_argument("--mixed-precision", choices=["float16", "bfloat16"])
@@ -119,11 +122,11 @@ def learning_rate(epoch, epochs):
     return LEARNING_RATE * 0.01 ** ((epoch >= 0.8 * epochs) + (epoch >= 0.9 * epochs))
 
 
-def train(name, args, train_data, test_data):
+def train(name, seed, args, train_data, test_data):
     """Trains with one loss and returns what the table and the picture need."""
     (x, y), (x_test, y_test) = train_data, test_data
     num_classes = int(y_test.max()) + 1
-    keras.utils.set_random_seed(args.seed)
+    keras.utils.set_random_seed(seed)
     prior = ClassPrior(num_classes)
     prior.adapt(y)
     normalization = keras.layers.Normalization()
@@ -143,7 +146,7 @@ def train(name, args, train_data, test_data):
     )
     start = time.perf_counter()
     model.fit(
-        Batches(x, y, args.batch_size, augment=args.dataset != "digits", seed=args.seed),
+        Batches(x, y, args.batch_size, augment=args.dataset != "digits", seed=seed),
         epochs=args.epochs,
         steps_per_epoch=args.steps_per_epoch,
         callbacks=[
@@ -169,38 +172,84 @@ def recalls(y_test, y_pred):
     return keras.ops.convert_to_numpy(metric.result()).astype(float).round(6).tolist()
 
 
-def table_row(result):
-    """The percentages of one run; a group without a class is a dash."""
-    of_logits, test = np.array(result["recalls"]), np.array(result["test_counts"])
-    numbers = {
-        "balanced": of_logits.mean(),
-        "by posterior": np.mean(result["recalls_of_posterior"]),
-        "accuracy": np.average(of_logits, weights=test),
-        "worst class": of_logits.min(),
-    }
-    for shot, group in metrics.shot_groups(result["class_counts"]).items():
-        numbers[shot] = of_logits[group].mean() if group.any() else None
-    return {key: "-" if value is None else f"{100 * value:.1f}" for key, value in numbers.items()}
+def in_code(name, args):
+    """Returns a loss, decided by its posterior, as in code."""
+    if name == "ce":
+        return "then LogitAdjustment(prior)"  # What the posterior of cross-entropy decides.
+    if name == "weighted_ce":
+        return "GCALoss(prior, margins=None)"
+    q, tau = (args.gla_q, args.gla_tau) if name == "gla" else (args.gca_q, None)
+    options = f", q={q:g}" * (q > 0) + f", tau={tau}" * (tau is not None)
+    return f"{name.upper()}Loss(prior{options})"
 
 
-def print_table(results):
-    rows = {name: table_row(result) for name, result in results.items()}
+def recalls_by_way(results, args):
+    """Returns the recalls `(seeds, K)` of each way to a decision, by its name in code.
+
+    `results` has a list for each loss, of a result for each seed.
+    """
+    ways = {}
+    for name, of_seeds in results.items():
+        if name == "ce":
+            ways["cross-entropy"] = [result["recalls"] for result in of_seeds]
+        ways[in_code(name, args)] = [result["recalls_of_posterior"] for result in of_seeds]
+    return {way: np.array(recalls) for way, recalls in ways.items()}
+
+
+def table_row(recalls, class_counts):
+    """The percentages of one way, means over seeds; a group without a class is a dash."""
+    balanced, means = recalls.mean(axis=1), recalls.mean(axis=0)
+    row = {"balanced": balanced.mean(), "worst seed": balanced.min(), "best seed": balanced.max()}
+    row["worst class"] = means.min()
+    for shot, group in metrics.shot_groups(class_counts).items():
+        row[shot] = means[group].mean() if group.any() else None
+    return {key: "-" if value is None else f"{100 * value:.1f}" for key, value in row.items()}
+
+
+def table(ways, class_counts):
+    """Returns a Markdown table, a row for each way."""
+    rows = {way: table_row(recalls, class_counts) for way, recalls in ways.items()}
     columns = list(next(iter(rows.values())))
-    print("\nTest set, %. Decision: argmax of the logits; of `posterior` in the second column")
-    print(f"{'loss':<16}" + "".join(f"{column:>13}" for column in columns))
-    for name, row in rows.items():
-        print(f"{name:<16}" + "".join(f"{row[column]:>13}" for column in columns))
+    lines = [f"| way | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {way} | {' | '.join(row.values())} |" for way, row in rows.items()]
+    return "\n".join(lines)
 
 
-def draw(results, title, path):
+def draw(ways, class_counts, title, path):
+    """Draws the recalls by class size, and the balanced accuracy of each seed."""
     from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(2, figsize=(9, 7), layout="constrained")
-    plots.class_counts(next(iter(results.values()))["class_counts"], above)
-    plots.class_recalls({name: result["recalls"] for name, result in results.items()}, below)
-    above.set_title(title)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    grey = "#7b7b7b"  # Readable on white and on black: the background is transparent.
+    style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), grey)
+    style |= dict.fromkeys(("xtick.color", "ytick.color"), grey)
+    with pyplot.rc_context(style):
+        figure, (above, below) = pyplot.subplots(
+            2, figsize=(6.4, 5.8), height_ratios=[1.5, 1], layout="constrained"
+        )
+        for i, (way, recalls) in enumerate(ways.items()):
+            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+            means, balanced = recalls.mean(axis=0), recalls.mean(axis=1)
+            spread = np.abs([recalls.min(axis=0), recalls.max(axis=0)] - means)
+            place = np.arange(len(means)) + 0.1 * (i - 1.5)
+            above.errorbar(place, means, spread, color=color, marker=marker, linewidth=1.2)
+            below.plot(balanced, np.full(len(balanced), -i), marker, color=color, alpha=0.5)
+            below.plot(balanced.mean(), -i, "|", color=color, markersize=14, markeredgewidth=3)
+            label = f"{way}: {balanced.mean():.2f}"
+            below.text(0, 0.33 - i, label, color=color, transform=below.get_yaxis_transform())
+        if len(class_counts) <= 20:
+            above.set_xticks(range(len(class_counts)), class_counts)
+            above.set_xlabel("training images of the class")
+        else:
+            above.set_xlabel("class, the most frequent first")
+        above.set(ylim=(0, 1.02), ylabel="recall", title=title)
+        below.set_yticks([])
+        below.spines["left"].set_visible(False)
+        below.set(
+            ylim=(0.5 - len(ways), 0.8), xlabel="balanced accuracy of each seed, and the mean"
+        )
+        figure.savefig(path, dpi=130, transparent=True)
+        pyplot.close(figure)
 
 
 def read_results(path):
@@ -221,38 +270,45 @@ def resume(path):
     return read_results(path)
 
 
+def write(path, settings, result):
+    run = {
+        "settings": settings,
+        "result": result,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "keras_balanced": keras_balanced.__version__,
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(run) + "\n")
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     if args.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
-    shared = {k: v for k, v in vars(args).items() if k not in ("losses", "output")}
-    train_data, test_data = datasets.load(
-        args.dataset, args.imbalance_ratio, args.profile, args.seed
-    )
+    shared = {k: v for k, v in vars(args).items() if k not in ("losses", "seeds", "output")}
     done = {json.dumps(run["settings"]): run["result"] for run in resume(args.output)}
-    results = {}
-    for name in args.losses:
-        settings = {"loss": name, **shared}
-        key = json.dumps(settings)
-        if key in done:
-            print(f"{name}: done before, read from {args.output}")
-            results[name] = done[key]
-            continue
-        print(f"\n{name}: {len(train_data[1])} training images")
-        results[name] = train(name, args, train_data, test_data)
-        run = {
-            "settings": settings,
-            "result": results[name],
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "keras_balanced": keras_balanced.__version__,
-        }
-        with args.output.open("a") as file:
-            file.write(json.dumps(run) + "\n")
-    print_table(results)
+    results = {name: [] for name in args.losses}
+    for seed in args.seeds:
+        train_data, test_data = datasets.load(
+            args.dataset, args.imbalance_ratio, args.profile, seed
+        )
+        for name in args.losses:
+            settings = {"loss": name, "seed": seed, **shared}
+            key = json.dumps(settings)
+            if key not in done:
+                print(f"\n{name}, seed {seed}: {len(train_data[1])} training images")
+                done[key] = train(name, seed, args, train_data, test_data)
+                write(args.output, settings, done[key])
+            else:
+                print(f"{name}, seed {seed}: done before, read from {args.output}")
+            results[name].append(done[key])
+    ways = recalls_by_way(results, args)
+    class_counts = next(iter(results.values()))[0]["class_counts"]
+    print(f"\nTest set, %, mean of {len(args.seeds)} seeds\n{table(ways, class_counts)}")
     picture = args.output.with_suffix(".png")
     title = f"{args.dataset}, {args.profile} imbalance, ratio {args.imbalance_ratio:g}"
-    draw(results, title, picture)
+    draw(ways, class_counts, title, picture)
     print(f"\nResults: {args.output}\nPicture: {picture}")
 
 

@@ -653,7 +653,7 @@ class ClassCalibrationError(ClassMetric):
         loss.surrogate.check_mix("priors", priors)
         if from_logits:
             raise ValueError(
-                "`from_logits` must be left out with a `loss`, whose own says it. Received: "
+                "`from_logits` must be left out with a `loss`, which has its own. Received: "
                 "from_logits=True and a loss"
             )
 

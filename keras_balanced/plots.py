@@ -187,7 +187,7 @@ def _decided(rule, labels, predicted):
     num_labels = rule.loss.surrogate.num_labels
     if num_labels is not None:
         raise ValueError(
-            "`decision` must be of one class per example: of labels draw one at a time. "
+            "`decision` must be of one class per example: draw independent labels one at a time. "
             f"Received: a decision of {num_labels} labels"
         )
     decided = rule(targets.as_numpy("`predicted`", predicted))

@@ -86,7 +86,7 @@ def find_threshold(
         raise ValueError(
             "The budget must allow an alert. Received: "
             f"max_alert_rate={max_alert_rate} and min_precision={min_precision} for {len(values)} "
-            "examples, of which no threshold keeps it"
+            "examples, and no threshold keeps it"
         )
     last = int(np.flatnonzero(allowed)[-1])
     least = -distinct[last]
@@ -106,13 +106,14 @@ def _probabilities_of_1(probabilities):
     if not values.size or shape[1:] not in ((), (1,), (2,)) or not valid:
         raise ValueError(
             "`probabilities` must be those of label 1, `(N,)` or `(N, 1)`, or `(N, 2)` (logits go "
-            "through `loss.posterior`; of labels pass one column). "
+            "through `loss.posterior`; of several labels pass one column). "
             f"Received: {'' if valid else 'other '}numbers of shape {shape}"
         )
     if shape[1:] == (2,) and not np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
         raise ValueError(
             "`probabilities` of shape (N, 2) must be those of two classes, and sum to 1. Received: "
-            f"sums from {values.sum(axis=-1).min():.3g}; of labels pass one column, as in `p[:, 0]`"
+            f"sums from {values.sum(axis=-1).min():.3g}; of several labels pass one column, as in "
+            "`p[:, 0]`"
         )
     return values.reshape(shape[0], -1)[:, -1]
 

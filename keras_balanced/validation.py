@@ -51,7 +51,9 @@ def kind_of(value: Any) -> str:
     if value is None:
         return "None"
     kind = type(value).__name__
-    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"
+    # As they are spoken: an ndarray, a uint8.
+    article = "an" if kind.lower().startswith(("a", "e", "i", "o", "nd")) else "a"
+    return f"{article} {kind}"
 
 
 def some(values: np.ndarray, most: int = 5) -> list:

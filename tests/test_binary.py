@@ -828,7 +828,7 @@ def test_thresholds_of_each_label(rng):
 
 
 def test_two_labels_are_not_two_classes():
-    with pytest.raises(ValueError, match="of labels pass one column"):
+    with pytest.raises(ValueError, match="of several labels pass one column"):
         serving.find_threshold(np.array([[0.9, 0.8], [0.1, 0.2]]), max_alert_rate=0.5)
 
 

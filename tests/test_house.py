@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pathlib
 import re
 import sys
 
@@ -151,6 +152,16 @@ def test_contributing_names_the_rooms_on_their_floors():
     for floor, names in rows:
         floors[int(floor) - 1].update(re.findall("`([^`]+)`", names))
     assert floors == FLOORS
+
+
+def test_contributing_names_the_tests_of_every_room():
+    text = rooms.PAGE.read_text()
+    table = text[text.index("### Tests by room") : text.index("## Where a change goes")]
+    rows = re.findall(r"^\| (`[^|]+`) \| (`[^|]+`) \|", table, re.MULTILINE)
+    names, files = (set(re.findall("`([^`]+)`", " ".join(of))) for of in zip(*rows, strict=True))
+    assert names == set(PATHS)
+    here = pathlib.Path(__file__).parent
+    assert all((here / f"test_{file}.py").exists() for file in files)
 
 
 @pytest.mark.parametrize("name", sorted(PATHS.keys() - PRIVATE_ROOMS))

@@ -11,7 +11,7 @@ BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 def test_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipes = sections("docs/recipes.md")
-    loop = f"A loop of your own on {BACKENDS[keras.backend.backend()]}"
+    loop = f"A custom loop on {BACKENDS[keras.backend.backend()]}"
     found = run_blocks(recipes[""], recipes[loop])
     losses = [float(loss) for loss in found["losses"]]
     assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:10])

@@ -5,6 +5,7 @@ import re
 
 import keras
 import matplotlib as mpl
+import pictures
 import pytest
 from pages import code_blocks, run_blocks
 from processes import ROOT
@@ -28,16 +29,22 @@ def test_code_runs_as_written(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     found = run_blocks(text)
     if page.name == "README.md":
-        assert found["probabilities"].shape == (3000, 3)
-        assert found["alerts"].any()
+        assert found["classes"].shape == (3000,)
+        printed = capsys.readouterr().out.split()
+        training, _ = code_blocks(text)
+        cross_entropy = "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+        run_blocks(f"```python\n{training.replace('GLALoss(prior)', cross_entropy)}```")
+        printed.insert(1, capsys.readouterr().out)
         # What it says that it prints.
-        printed = re.findall(r"(?m)^\w+ (0\.\d+)$", capsys.readouterr().out)
-        said = re.search(r"# (0\.\d+), then (0\.\d+)\n", text).groups()
-        assert list(map(float, printed)) == pytest.approx(list(map(float, said)), abs=0.1)
+        said = re.search(r"# (0\.\d); with cross-entropy (0\.\d)\n", text).groups()
+        said += re.search(r"# (0\.\d), then (0\.\d)\n", text).groups()
+        assert list(map(float, printed)) == pytest.approx(list(map(float, said)), abs=0.05)
 
 
 def test_first_page_is_short():
-    assert len(README.splitlines()) <= 100
+    lines = README.splitlines()
+    assert len(lines) <= 100
+    assert next(i for i, line in enumerate(lines) if "find_decision(" in line) < 40
     assert all(len(block.splitlines()) <= 20 for block in code_blocks(README))
 
 
@@ -51,6 +58,18 @@ def test_reference_has_every_public_name():
     for module in modules:
         for name in getattr(module, "__all__", []):
             assert getattr(module, name) in documented.values(), f"{module.__name__}.{name}"
+
+
+def test_pictures_of_the_results_can_be_drawn_again(tmp_path):
+    pictures.main(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    folder = ROOT / "docs" / "img"
+    page = (ROOT / "docs" / "results.md").read_text()
+    for name in drawn | {"demo.png"}:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert f"](img/{name})" in page
+    # A sentence above each picture, and its limit below.
+    assert len(re.findall(r"(?m)^\*\*.*\*\*\n\n!\[.*\n\n\*Limit:\* ", page)) == page.count("![")
 
 
 def test_every_page_is_on_the_site():

@@ -8,10 +8,12 @@ import pytest
 from pages import code_blocks, run_blocks, sections
 from scipy import optimize, special
 from sklearn.base import clone
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.model_selection import cross_val_predict
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import keras_balanced
+from keras_balanced import serving
 
 pytestmark = pytest.mark.docs
 RECIPES = sections("docs/recipes.md")
@@ -71,6 +73,33 @@ def test_scikit_learn(follow):
     # Why the recipe gives the epochs to `cross_val_score`.
     wrapper = keras.wrappers.SKLearnClassifier(found["build_compiled"], fit_kwargs={"epochs": 3})
     assert not clone(wrapper).fit_kwargs
+
+
+def test_any_model(follow):
+    heading = "Any model: cross_val_predict and scikit-learn"
+    found = follow(heading)
+    pixels = found["x_test"].reshape(-1, 64) / 255
+    y_test, by_argmax = found["y_test"], found["classifier"].predict(pixels)
+    assert score(found) > balanced_accuracy_score(y_test, by_argmax) + 0.02
+    macro_f1 = f1_score(y_test, found["classes"], average="macro")
+    assert macro_f1 > f1_score(y_test, by_argmax, average="macro") + 0.02
+    # With class weights the probabilities are of a balanced mix.
+    again = follow(
+        heading,
+        ("(max_iter=1000)", '(max_iter=1000, class_weight="balanced")'),
+        ("np.bincount(y)", "np.ones(10)"),
+    )
+    balanced = keras_balanced.Decision(again["loss"])(again["held_out"])
+    np.testing.assert_array_equal(balanced, again["held_out"].argmax(axis=-1))
+    # Text labels, in another order than the digits.
+    names = np.array(list("jihgfedcba"))
+    classifier = clone(found["classifier"]).fit(found["flat"], names[found["y"]])
+    positions = np.searchsorted(classifier.classes_, names[found["y"]])
+    held_out = cross_val_predict(classifier, found["flat"], positions, cv=3, method="predict_proba")
+    loss = keras_balanced.GLALoss(np.bincount(positions), tau=0, from_logits=False)
+    decision = serving.find_decision(held_out, positions, loss, priors=np.ones(10) / 10).decision
+    answers = classifier.classes_[decision(classifier.predict_proba(pixels))]
+    assert abs(balanced_accuracy_score(names[y_test], answers) - score(found)) < 0.05
 
 
 def test_tensorboard(follow, tmp_path):

@@ -1,4 +1,4 @@
-"""Checks the distributions in `dist`, and runs README's first code with the installed wheel.
+"""Checks the distributions in `dist`, and runs README's code with the installed wheel.
 
 `make test-wheel` calls it, in an environment of TensorFlow and the wheel alone. It needs no pytest.
 """
@@ -37,11 +37,11 @@ def check_sdist(path):
 
 
 def run_quickstart():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         script = pathlib.Path("quickstart.py")
-        script.write_text(code)
+        script.write_text("".join(blocks))
         runpy.run_path(str(script))
 
     import keras_balanced

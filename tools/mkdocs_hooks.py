@@ -1,11 +1,17 @@
-"""MkDocs hooks: pages that are written once, elsewhere in the repository, and tutorials."""
+"""MkDocs hooks: pages written elsewhere in the repository, tutorials, notebooks and formulas."""
 
+import html
 import pathlib
 import posixpath
 import re
+import sys
 
 import jupytext
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import rooms
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A page of the site, and the file that it shows.
@@ -26,18 +32,33 @@ def on_files(files, config):
     for file in list(files):
         path = pathlib.PurePosixPath(file.src_uri)
         if file.src_uri.startswith(TUTORIALS) and path.suffix == ".py":
-            page = str(path.with_suffix(".md"))
-            files.append(File.generated(config, page, content=tutorial(path.name, file)))
+            for suffix, content in (
+                (".md", tutorial(path.stem, file.content_string)),
+                (".ipynb", notebook(file.content_string, config.site_url)),
+            ):
+                page = str(path.with_suffix(suffix))
+                files.append(File.generated(config, page, content=content))
     return files
 
 
-def tutorial(name, file):
-    """Returns a tutorial in percent format as Markdown, with a link to itself below its title."""
-    notebook = jupytext.reads(file.content_string, fmt="py:percent")
-    notebook.metadata["jupytext"] = {"notebook_metadata_filter": "-all"}
-    title, rest = jupytext.writes(notebook, fmt="md").lstrip().split("\n", 1)
-    link = f"[{name}]({name}) is this page as a file that runs, and that Jupyter opens."
-    return f"{title}\n\n{link}\n{rest}"
+def tutorial(name, text):
+    """Returns a tutorial in percent format as Markdown, with links to itself below its title."""
+    cells = jupytext.reads(text, fmt="py:percent")
+    cells.metadata["jupytext"] = {"notebook_metadata_filter": "-all"}
+    title, rest = jupytext.writes(cells, fmt="md").lstrip().split("\n", 1)
+    links = f"This page as a [notebook]({name}.ipynb), and as a [script]({name}.py)."
+    return f"{title}\n\n{links}\n{rest}"
+
+
+def notebook(text, site_url):
+    """Returns a tutorial as a notebook: without pictures, which it draws, and with whole links."""
+    text = re.sub(r"(?m)^# !\[.*\]\(img/.*\)\n(#\n)?", "", text)
+    text = re.sub(r"\]\(\.\./([\w/]+)\.(md|py)", rf"]({site_url}\1/", text)
+    text = re.sub(r"\]\((\w+)\.(md|py)\b", rf"]({site_url}{TUTORIALS}\1/", text)
+    cells = jupytext.reads(text, fmt="py:percent")
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells.metadata = {"kernelspec": kernel}
+    return jupytext.writes(cells, fmt="ipynb")
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -63,4 +84,14 @@ def on_page_markdown(markdown, page, config, files):
     markdown = re.sub(r"(?<=\]\()[\w.-][\w./-]*(?=[)#])", within_the_repository, markdown)
     if source:
         markdown = re.sub(re.escape(config.site_url) + r"([\w./-]*)", within_the_site, markdown)
-    return markdown
+    return rooms.with_svg(markdown)
+
+
+def on_page_content(content, **kwargs):
+    """Makes MathML of the formulas that `pymdownx.arithmatex` has found."""
+
+    def formula(found):
+        text = html.unescape(found[2]).strip()[2:-2]  # Without \\( and \\), or \\[ and \\].
+        return convert(text, display="block" if found[1] == "div" else "inline")
+
+    return re.sub(r'(?s)<(div|span) class="arithmatex">(.*?)</\1>', formula, content)

@@ -2,7 +2,7 @@
 
     python tools/rooms.py
 
-What a room has by way of another that it imports is left out.
+What a room has by way of another that it imports is left out. The site shows the same as an SVG.
 """
 
 import ast
@@ -61,6 +61,69 @@ def graph():
 def with_graph(page):
     """Returns the text of a page with its graph drawn anew."""
     return re.sub(r"```mermaid\n.*?```\n", lambda _: graph(), page, flags=re.DOTALL)
+
+
+def layers(below):
+    """Returns the rooms in layers, from those that nothing imports down, to cross few arrows."""
+
+    def depth(room):
+        return 1 + max(map(depth, below[room]), default=-1)
+
+    rows = [[] for _ in range(1 + max(map(depth, below)))]
+    for room in below:
+        rows[-1 - depth(room)].append(room)
+    for _ in range(20):
+        places = {room: (i + 0.5) / len(row) for row in rows for i, room in enumerate(row)}
+        near = {room: list(rooms) for room, rooms in below.items()}
+        for room, rooms in below.items():
+            for other in rooms:
+                near[other].append(room)
+        for row in rows:
+            middle = {
+                room: sum(places[o] for o in near[room]) / len(near[room] or [0]) for room in row
+            }
+            row.sort(key=middle.get)
+    return rows
+
+
+def svg(width=880, step=66, height=26):
+    """Returns the graph as an SVG that takes the colour of the text around it."""
+    below = arrows()
+    rows = layers(below)
+    size = {room: 14 + 7.2 * len(room) for room in below}
+    place = {}
+    for y, row in enumerate(rows):
+        gap = (width - sum(size[room] for room in row)) / len(row)
+        x = gap / 2
+        for room in row:
+            place[room] = x + size[room] / 2, 20 + y * step
+            x += size[room] + gap
+    drawn = []
+    for room, rooms in below.items():
+        for other in rooms:
+            (x, y), (to_x, to_y) = place[room], place[other]
+            y, to_y = y + height / 2, to_y - height / 2 - 6
+            middle = (y + to_y) / 2
+            path = f"M{x:.0f} {y:.0f}C{x:.0f} {middle:.0f} {to_x:.0f} {middle:.0f} "
+            path += f"{to_x:.0f} {to_y:.0f}"
+            drawn.append(f'<path d="{path}" opacity=".5" marker-end="url(#arrow)"/>')
+    for room, (x, y) in place.items():
+        drawn.append(
+            f'<rect x="{x - size[room] / 2:.0f}" y="{y - height / 2:.0f}" width="{size[room]:.0f}" '
+            f'height="{height}" rx="4"/><text x="{x:.0f}" y="{y + 4:.0f}">{room}</text>'
+        )
+    return (
+        f'<svg class="rooms" viewBox="0 0 {width} {(len(rows) - 1) * step + 40}" role="img" '
+        'aria-label="Which room of the package imports which" fill="none" stroke="currentColor">'
+        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="2" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="currentColor"/></marker>'
+        f"</defs>{''.join(drawn)}</svg>"
+    )
+
+
+def with_svg(page):
+    """Returns the text of a page with an SVG in place of its graph."""
+    return re.sub(r"```mermaid\n.*?```\n", lambda _: f"{svg()}\n", page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

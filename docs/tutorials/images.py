@@ -35,7 +35,7 @@ keras.utils.set_random_seed(0)
 # ## The folders
 #
 # Here are 8x8 images of handwritten digits. The training images follow a long tail: 99 zeros and
-# 5 nines. With images of your own, skip this cell.
+# 5 nines. With your images, skip this cell.
 
 # %%
 folder = pathlib.Path("results/tutorial_images")

@@ -143,4 +143,4 @@ for q, fraction in zip(QS, memorised, strict=True):
 # * A network that does not learn the wrong labels by heart, because it is small or sees each image
 #   only a few times, has less to gain, and can lose: a large `q` also trains more slowly.
 # * On tables of two classes a lean to the frequent one gained what a `q` of 0.3 did: see
-#   [which loss](../which_loss.md#where-to-start).
+#   [which loss](../which_loss.md#wrong-labels).

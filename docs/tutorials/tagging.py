@@ -26,7 +26,7 @@ keras.utils.set_random_seed(0)
 # ## The sentences
 #
 # Generated: word ids from 1 to 199; 0 is the padding. A person follows a title (ids 1 to 4), a
-# place a preposition (5 to 8) and a drug a number (9 to 12). But such pairs of words also come up
+# place a preposition (5 to 8) and a drug a number (9 to 12). But such pairs of words also occur
 # by chance, where the tag is `none`: of the pairs that look like a drug only some are one.
 
 # %%

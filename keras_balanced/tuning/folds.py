@@ -83,7 +83,7 @@ class CrossValidation(Tuner):
         if isinstance(oracle, keras_tuner.oracles.HyperbandOracle):
             raise ValueError(
                 "`oracle` must be that of a random, grid or Bayesian search. "
-                "Received: a `HyperbandOracle`, whose trials are no whole trainings"
+                "Received: a `HyperbandOracle`, which trains its trials in pieces"
             )
         check_objective(oracle.objective)
         of_training = [n for n in objective_names(oracle.objective) if not n.startswith("val_")]
