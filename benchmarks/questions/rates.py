@@ -485,9 +485,9 @@ Balanced regret (percentage of ties).
 
 All regret of the losses that decide by logits is from ties: were these decided right, the
 largest in the table would be {most_without_ties(of["box"]):.2f}. A box makes classes equal but does
-not turn their order round. For a larger logit is not at the bottom, a smaller one not at the top of the
-box, so that their derivatives at a minimum are at most 0 and at least 0; the argument for the order
-of the logits without a box needs no more.
+not turn their order round: a larger logit is not at the bottom, a smaller one not at the top of the
+box, so that their derivatives at a minimum are at most 0 and at least 0, and the argument for the
+order of the logits without a box needs no more.
 
 ## What it costs: 40 rare examples
 
