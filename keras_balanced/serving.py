@@ -73,9 +73,9 @@ def export(
       mixes of the loss needs 0;
     - `raw` gives the `logits` alone.
 
-    The argmax of `probabilities` is not the decision: a decision by the class mix to be good at
-    does not change with the mix that is met. One by costs or a threshold does, also in
-    `with_priors`.
+    The argmax of `probabilities` is the default decision only where `priors` is the target mix of
+    the loss: a decision by the class mix to be good at does not change with the mix that is met.
+    One by costs or a threshold does, also in `with_priors`.
 
     Formula:
 

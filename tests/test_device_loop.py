@@ -164,7 +164,8 @@ backups.Backup.save_if_due = save_and_wait
 def cases():
     recipe = training.DIGITS._replace(epochs=6)
     yield from training.grid(recipe, ("ldam_drw",), (0,), dataset="digits", ratio=10.0)
-measure = training.measure
+def measure(**settings):
+    return training.measure(**settings)
 """
 RUN = """
 import pathlib, sys

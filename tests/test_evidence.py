@@ -40,8 +40,8 @@ def test_labels():
 
 
 def test_accuracy():
-    quoted = re.findall(r"(?m)^\| (?:ce|logit_adjusted|gca)[^`\n]*$", EVIDENCE)
-    assert len(quoted) == 5
+    quoted = re.findall(r"(?m)^\| (?:ce|logit_adjusted|weighted|focal|gca)[^`\n]*$", EVIDENCE)
+    assert len(quoted) == 7
     assert set(quoted) <= set(REPORTS["accuracy"].splitlines())
     measured = set(re.findall(WITH_ERROR, "".join(REPORTS.values())))
     for page in (EVIDENCE, METHOD):

@@ -155,7 +155,7 @@ def test_two_phases(follow):
     first = follow(
         "Two phases: cross-entropy, then GCA",
         ("GCALoss(prior)", "GLALoss(prior, tau=0)"),
-        ("loss.posterior(model.predict(x_test, verbose=0))", "model.predict(x_test, verbose=0)"),
+        ("Decision(loss)", 'Decision(loss, by="logits")'),
     )
     assert score(found) > score(first)
 
