@@ -106,6 +106,21 @@ def test_masks(reduction, weighted, rng):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("in_lists", ["labels", "weights", "labels and weights", "outputs"])
+def test_a_list_of_one_output_trains_alike(in_lists, rng):
+    x, y, w = rng.normal(size=(16, 3)), rng.integers(0, 2, (16, 1)), rng.uniform(size=16)
+    inputs = keras.Input((3,))
+    outputs = keras.layers.Dense(1)(inputs)
+    model = keras.Model(inputs, [outputs] if in_lists == "outputs" else outputs)
+    model.compile(loss=BinaryGLALoss(0.2))
+    logits = model.predict(x, verbose=0)
+    expected = float(BinaryGLALoss(0.2)(y, logits, w))
+    labels = [y] if "labels" in in_lists else y
+    weights = [w] if "weights" in in_lists else w
+    history = model.fit(x, labels, sample_weight=weights, batch_size=16, verbose=0).history
+    assert history["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("cls", [GLALoss, GCALoss, BinaryGLALoss, BinaryGCALoss])
 def test_reductions_names_and_pickles(cls):
     priors = 0.2 if "Binary" in cls.__name__ else [2, 1]
