@@ -42,7 +42,7 @@ class FoundDecision(NamedTuple):
     >>> from keras_balanced import BinaryGLALoss
     >>> found = find_decision([-3.0, -1.0, 1.0, 3.0], [0, 0, 1, 1], BinaryGLALoss(0.5))
     >>> print(found.score, found.recalls, found.expected_score)
-    1.0 [1. 1.] 1.0
+    1.0 [1. 1.] 0.5
     """
 
     decision: Decision
@@ -85,8 +85,9 @@ def find_decision(
     It never ends below any of these that keeps `min_recall`. Of two classes it finds the best
     decision; of more there is rarely a better one.
 
-    What is best on few examples fits their noise. So cross-fitting chooses the `step` from the best
-    of the four mixes: 0, 1/4, 1/2, 3/4 or 1. With `min_recall` it is 1.
+    What is best on few examples fits their noise. So of more than two classes cross-fitting
+    chooses the `step` from the best of the four mixes: 0, 1/4, 1/2, 3/4 or 1. With `min_recall`
+    it is 1.
 
     Args:
         y_pred: Predictions of `N` held-out examples, as the loss takes them: `(..., K)`, of one
@@ -329,10 +330,11 @@ def _check_kept(recalls, floors):
 def _way(search, starts, log_mix):
     """Returns the mixes `(steps, K)` from the best of the starts to the mix found.
 
-    It is that mix alone where there are floors, which hold there and not before.
+    It is that mix alone where there are floors, which hold there and not before; and of two
+    classes, which have one number to fit.
     """
     start = max(starts, key=search.rank_of)
-    steps = _STEPS[-1:] if search.floors.any() else _STEPS
+    steps = _STEPS[-1:] if search.floors.any() or len(log_mix) == 2 else _STEPS
     return start + np.outer(steps, log_mix - start)
 
 
