@@ -13,9 +13,9 @@ decision for each score, and the rest to test on. The mix of the classes is the 
   mix: a rare class of few test examples would say little.
 
 The networks have one hidden layer, and one recipe for all losses. The choice of the problems was
-written down before anything was trained. That `find_decision` follows its search only as far as
-cross-fitting says was chosen on other splits of these problems, of several rules that gained about
-as much.
+written down before anything was trained. That `find_decision`, of more than two classes, follows
+its search only as far as cross-fitting says was chosen on other splits of these problems, of
+several rules that gained about as much.
 
 A decision is for the training mix (of cross-entropy the argmax), the balanced mix, or found for the
 score of its column. Scores are in percent; errors are those of the mean over the problems, or over
