@@ -88,7 +88,7 @@ def test_bad_arguments(data):
     with pytest.raises(ValueError, match="`num_classes_shown` must be an integer of at least 1"):
         callbacks.PerClassReport((x, y), num_classes_shown=0)
     names = list("abca" * 75)
-    with pytest.raises(ValueError, match=r"`validation_data` must be numbers. Received: a .*text"):
+    with pytest.raises(ValueError, match=r"`validation_data` must be numbers. Received: an .*text"):
         callbacks.PerClassReport((x, np.array(names)))
     with pytest.raises(ValueError, match="Labels belong to the data"):
         callbacks.PerClassReport((x, y), class_names=y.tolist())

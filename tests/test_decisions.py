@@ -489,7 +489,7 @@ class OnlyLogits(BalancedLoss):
 
 def test_losses_of_ones_own(rng):
     for loss in (OnlyCall(), CallAgain()):
-        message = f"override `log_posterior` too.*a {type(loss).__name__}$"
+        message = f"override `log_posterior` too.*an? {type(loss).__name__}$"
         with pytest.raises(ValueError, match=message):
             Decision(loss)
     z = logits(rng, 500, 3)

@@ -2,11 +2,11 @@
 
 import json
 
-import baselines
 import keras
 import numpy as np
 import pytest
 
+from benchmarks import baselines
 from keras_balanced import BalancedLoss, BinaryGLALoss, ClassPrior, GLALoss, Surrogate, tuning
 
 PRIORS = [6, 3, 1]
