@@ -78,6 +78,7 @@ def test_xla_program_has_static_shapes_and_no_callbacks(name, data):
     assert np.abs(gradient.numpy()).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="needs XLA")

@@ -129,6 +129,7 @@ def table_rows(printed):
     return {first.strip(): [cell.strip() for cell in cells] for first, *cells in rows}
 
 
+@pytest.mark.slow
 def test_tabular(tmp_path, capsys):
     output = tmp_path / "new" / "tabular.json"
     arguments = ["--seeds", "1", "--epochs", "4", "--imbalance-ratio", "50", "--examples", "4000"]
@@ -162,6 +163,7 @@ def test_oversampling_balances(rng):
     assert len(drawn) == 2000
 
 
+@pytest.mark.slow
 def test_segmentation(tmp_path, capsys):
     output = tmp_path / "new" / "segmentation.json"
     arguments = ["--images", "32", "--epochs", "1", "--seeds", "1", "--output", str(output)]

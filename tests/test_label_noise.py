@@ -75,6 +75,7 @@ def test_estimate_of_separable_classes(rng):
     assert found == pytest.approx((noisy != y).mean(), abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="trainings need another")
 def test_networks_have_not_seen_what_they_predict(rng, monkeypatch):
     seen, predicted = [], []

@@ -21,7 +21,11 @@ PAGES = sorted(page for page in PAGES if code_blocks(page.read_text()))
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[] if p.stem == "README" else pytest.mark.slow) for p in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_code_runs_as_written(page, tmp_path, monkeypatch, capsys):
     text = page.read_text()
     if keras.backend.backend() == "torch" and "export(" in text:

@@ -276,6 +276,7 @@ def test_example_serves_digits(tmp_path, capfd):
     assert "`epochs` must be at least 1" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_benchmark_runs():
     found = benchmark.measure(batch=2, rounds=2)
     assert next(iter(found)) == "bare export"

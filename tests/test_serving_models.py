@@ -178,7 +178,11 @@ def logits_of(model, x):
 @pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict, all keys:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*quantiz.*:UserWarning")
 @pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
-@pytest.mark.parametrize("loss", [LOSS, GCALoss([5, 3, 2])], ids=["gla", "gca"])
+@pytest.mark.parametrize(
+    "loss",
+    [LOSS, pytest.param(GCALoss([5, 3, 2]), marks=pytest.mark.slow)],
+    ids=["gla", "gca"],
+)
 def test_the_served_answer_is_the_models(build, loss, tmp_path):
     if build is strings and not TENSORFLOW:
         pytest.skip("text is TensorFlow's")

@@ -54,7 +54,10 @@ class CountEpochs(keras.callbacks.Callback):
         return CountEpochs(self.epochs)
 
 
-@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (i > 0)) for i, n in enumerate(ORACLES)],
+)
 def test_cross_validation_scores_are_the_means_of_the_folds(name, tmp_path):
     x, y = examples()
     hypermodel = tuning.BalancedHyperModel(

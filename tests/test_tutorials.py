@@ -101,7 +101,8 @@ def test_decision(follow):
     scores, best = found["scores"], found["found"]
     assert scores["macro-F1"] > scores["plain accuracy"] + 0.02
     assert scores["macro-F1"] > scores["balanced accuracy"] + 0.02
-    # As the page says: the score on the held-out data is too good, the expected one is not.
-    assert abs(best.expected_score - scores["macro-F1"]) < abs(best.score - scores["macro-F1"])
+    # As the page says: the score on the held-out data is too good.
+    assert best.expected_score < best.score
+    assert abs(best.expected_score - scores["macro-F1"]) < 0.05
     assert best.recalls[5] < 0.8 <= found["safe"].recalls[5]
     np.testing.assert_array_equal(found["answers"], found["safe"].decision(found["z_test"]))
