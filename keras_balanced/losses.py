@@ -116,7 +116,8 @@ class BalancedLoss(keras.losses.Loss):
         mask = backends.get_mask(y_pred)
         if mask is None and sample_weight is None:
             return super().__call__(y_true, y_pred)
-        if isinstance(sample_weight, (list, tuple)) and ops.is_tensor(sample_weight[0]):
+        is_list_of_one = isinstance(sample_weight, (list, tuple)) and len(sample_weight) == 1
+        if is_list_of_one and ops.is_tensor(sample_weight[0]):
             (sample_weight,) = sample_weight  # As Keras hands on `fit(x, [y], sample_weight=[w])`.
         shape = targets.shape_of_losses(y_pred, self.surrogate.binary)
         counted = ops.ones((), self.dtype)

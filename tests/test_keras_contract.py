@@ -121,6 +121,18 @@ def test_a_list_of_one_output_trains_alike(in_lists, rng):
     assert history["loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_list_of_weights_is_an_array(rng):
+    y, z, w = np.array([0, 1]), rng.normal(size=(2, 2)).astype("float32"), [1.0, 2.0]
+    loss = GLALoss([3, 1])
+    expected = float(loss(y, z, np.array(w)))
+    assert float(loss(y, z, w)) == pytest.approx(expected)
+    assert float(loss(y, z, [*map(ops.convert_to_tensor, w)])) == pytest.approx(expected)
+    with pytest.raises(
+        ValueError, match=r"`sample_weight` must have.* sample_weight of shape \(0,\)"
+    ):
+        loss(y, z, [])
+
+
 @pytest.mark.parametrize("cls", [GLALoss, GCALoss, BinaryGLALoss, BinaryGCALoss])
 def test_reductions_names_and_pickles(cls):
     priors = 0.2 if "Binary" in cls.__name__ else [2, 1]
