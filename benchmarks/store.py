@@ -58,7 +58,12 @@ def append(path, settings, result):
 
 def environment():
     """Returns the commit, the versions of what is installed, and the processor."""
-    versions = {"commit": commit(), "python": platform.python_version()}
+    return {"versions": {"commit": commit(), **versions()}, "processor": processor()}
+
+
+def versions():
+    """Returns the versions of what is installed, and what Keras runs on."""
+    versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[library] = metadata.version(library)
@@ -66,7 +71,7 @@ def environment():
         versions["backend"] = keras.backend.backend()
         devices = keras.distribution.list_devices()
         versions["accelerated"] = any(not name.startswith("cpu") for name in devices)
-    return {"versions": versions, "processor": processor()}
+    return versions
 
 
 def commit():

@@ -184,8 +184,7 @@ def evaluate(loss, logits, predicted, data, settings):
 
 def backup_path(settings, folder):
     """Returns a file of these settings, libraries and sources: from no other a training goes on."""
-    versions = store.environment()["versions"]
-    key = "".join([store.key(settings), store.key(versions | {"commit": None}), SOURCES])
+    key = "".join([store.key(settings), store.key(store.versions()), SOURCES])
     name = re.sub(r"[^\w.]+", "-", title(settings))
     return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
