@@ -72,16 +72,12 @@ def parse_arguments(argv=None):
 
 
 class Batches(keras.utils.PyDataset):
-    """Shuffled batches; with `augment`, padded by an eighth, cropped and flipped at random.
+    """Shuffled batches; with `augment`, padded by an eighth, cropped and flipped at random."""
 
-    All that is random in an epoch follows from the seed and the epoch, so that a training can go on
-    from any epoch.
-    """
-
-    def __init__(self, x, y, batch_size, augment, seed, epoch=0):
+    def __init__(self, x, y, batch_size, augment, seed):
         super().__init__()
         self.x, self.y, self.batch_size = x, y, batch_size
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch = seed, 0
         self.shuffle()
         self.crops = None
         if augment:
@@ -108,11 +104,7 @@ class Batches(keras.utils.PyDataset):
 
     def shuffle(self):
         self.rng = np.random.default_rng([self.seed, self.epoch])
-        self.order = self.draw()
-
-    def draw(self):
-        """Returns the indices of an epoch's images."""
-        return self.rng.permutation(len(self.y))
+        self.order = self.rng.permutation(len(self.y))
 
 
 def learning_rate(epoch, epochs):
