@@ -16,7 +16,8 @@ from scipy import stats
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks import keel, store  # noqa: E402
+from benchmarks import keel_tables, store  # noqa: E402
+from benchmarks.training_tables import BY_POSTERIOR  # noqa: E402
 
 # Readable on white and on black, as the background is transparent.
 GREY, ORANGE, BLUE, GREEN, PURPLE = "#7b7b7b", "#d1682a", "#3a7fc1", "#3d9a4b", "#a45fc0"
@@ -89,35 +90,29 @@ def images():
 
 def tables():
     """What each method gains on post-hoc adjustment, over the sources of real tables."""
-    scores = defaultdict(lambda: defaultdict(list))
-    for run in runs("tables"):
-        settings = run["settings"]
-        if settings.get("noise") == 0 and settings["repetitions"] == 5:  # Not of those to tune on.
-            source = keel.source_of(settings["table"])
-            for method, of in run["result"].items():
-                for kind in {"balanced_accuracy", "balanced_accuracy_posterior"} & set(of):
-                    scores[method, kind][source].append(of[kind])
-    means = {
-        key: {source: 100 * np.mean(values) for source, values in of.items()}
-        for key, of in scores.items()
-    }
-    base = means["ce", "balanced_accuracy_posterior"]
+    chosen = [  # Not the tables to tune on.
+        run
+        for run in runs("tables")
+        if run["settings"].get("noise") == 0 and run["settings"]["repetitions"] == 5
+    ]
+    scores = keel_tables.Scores(chosen)
     ways = {
-        "cross-entropy": ("ce", "balanced_accuracy", GREY),
-        "focal loss": ("focal", "balanced_accuracy", GREY),
-        "gradient boosting": ("gradient_boosting", "balanced_accuracy", GREY),
-        "balanced random forest": ("balanced_forest", "balanced_accuracy", GREY),
-        "SMOTE": ("smote", "balanced_accuracy", PURPLE),
-        "oversampling": ("oversampled", "balanced_accuracy", PURPLE),
-        "class weights": ("weighted", "balanced_accuracy", PURPLE),
-        "GLALoss(prior)": ("logit_adjusted", "balanced_accuracy", BLUE),
-        "GCALoss(prior)": ("gca", "balanced_accuracy_posterior", GREEN),
+        "cross-entropy": ("ce", GREY),
+        "focal loss": ("focal", GREY),
+        "gradient boosting": ("gradient_boosting", GREY),
+        "balanced random forest": ("balanced_forest", GREY),
+        "SMOTE": ("smote", PURPLE),
+        "oversampling": ("oversampled", PURPLE),
+        "class weights": ("weighted", PURPLE),
+        "GLALoss(prior)": ("logit_adjusted", BLUE),
+        "GCALoss(prior)": ("gca" + BY_POSTERIOR, GREEN),
     }
-    rows = {
-        way: [means[key[:2]][source] - base[source] for source in base] for way, key in ways.items()
-    }
+    methods, colors = zip(*ways.values(), strict=True)
+    values = scores.values([*methods, keel_tables.POST_HOC], "balanced_accuracy")
+    *of_ways, base = 100 * scores.by_source(values).T
+    rows = {way: of - base for way, of in zip(ways, of_ways, strict=True)}
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
-    dots(ax, rows, [color for *_, color in ways.values()])
+    dots(ax, rows, colors)
     ax.axvline(0, color=ORANGE)
     ax.set_xlabel("points over cross-entropy, then LogitAdjustment(prior)")
     return figure
