@@ -24,6 +24,13 @@ __all__ = [
 
 # Arguments that change no result, or are looked at by themselves.
 _SILENT = ("verbose", "callbacks", "run_eagerly", "jit_compile", "steps_per_execution")
+# Callbacks that change a training by themselves.
+_TRAINING_CALLBACKS = (
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.SwapEMAWeights,
+)
 
 
 def fingerprint(hypermodel: Any, oracle: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -141,12 +148,10 @@ def _of_callbacks(callbacks):
     """Returns the settings of those of Keras's callbacks that change a training."""
     if callable(callbacks):  # A function of a directory.
         return as_json(callbacks)
-    names = ("EarlyStopping", "LearningRateScheduler", "ReduceLROnPlateau", "SwapEMAWeights")
-    kinds = tuple(getattr(keras.callbacks, name) for name in names)
     return [
         as_json({"class": type(callback).__name__} | _settings(vars(callback)))
         for callback in keras.tree.flatten(callbacks or [])
-        if isinstance(callback, kinds)
+        if isinstance(callback, _TRAINING_CALLBACKS)
     ]
 
 
