@@ -155,7 +155,7 @@ def choices(tables, candidates):
 
 
 def by_offsets(tables):
-    """Returns what a decision of one's own adds: the offset that is best on the hold-out."""
+    """Returns what a custom decision adds: the offset that is best on the hold-out."""
     rows = []
     for condition, of_losses, of_tested in with_hold_outs(tables):
         for (loss, l2), held_out in of_losses.items():
@@ -247,7 +247,7 @@ def changed_mixes(tested):
     """Returns what knowing the mix is worth, and estimating it.
 
     Means over those of the five mixes of each seed of which there is an estimate; after
-    `calibrate`, but for the losses that it does not take.
+    `calibrate`, except for the losses that it does not take.
     """
     columns = ["condition", "trained with", "mixes"]
     columns += of_both_scores("mix known", "estimated", "of training")

@@ -1,4 +1,4 @@
-"""The recipes of loops of one's own, each on its backend."""
+"""The recipes of custom training loops, each on its backend."""
 
 import keras
 import numpy as np

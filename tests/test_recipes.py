@@ -1,4 +1,4 @@
-"""The recipes, each by itself: `make test-docs`. The loops of one's own: `test_loops.py`."""
+"""The recipes, each by itself: `make test-docs`. Custom training loops: `test_loops.py`."""
 
 from collections import Counter
 

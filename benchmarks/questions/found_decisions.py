@@ -3,11 +3,11 @@
 Each problem is cut in three: 40% to train on, 40% held out, on which `find_decision` finds a
 decision for each score, and the rest to test on. The mix of the classes is the same in all three.
 
-* Two classes: every table of KEEL with at least 60 examples of the rarer class, but for those that
+* Two classes: every table of KEEL with at least 60 examples of the rarer class, except those that
   the recipe was chosen on. Of five folds two train, two are held out and one tests, in turns, so
   that a repetition tests every example.
 * Many classes: every table of KEEL of more than two classes with at least 300 examples of the
-  rarest, but for those that the recipe was chosen on, and handwritten digits, cut to a tail of
+  rarest, except those that the recipe was chosen on, and handwritten digits, cut to a tail of
   ratio 10; and CIFAR-10 (how much each quadrant has of 200 random patches), cut to tails of ratio
   20 and 100. The test examples, at most 1000 of each class, are not cut but weighted to the tail's
   mix: a rare class of few test examples would say little.
@@ -26,6 +26,8 @@ import functools
 import statistics
 from collections import defaultdict
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from benchmarks import stats
 
@@ -83,7 +85,7 @@ def measure(problem, kind, repetitions, seed):
     size = 5 if kind == "two" else 1  # So many splits test every example once.
     groups = {name: in_groups(of_loss, size) for name, of_loss in trained.items()}
     some = trained["cross-entropy"]
-    rarest = min(int(bincount(case.held_out[1]).min()) for case in some)
+    rarest = min(int(np.bincount(case.held_out[1]).min()) for case in some)
     return {
         "classes": int(some[0].held_out[1].max()) + 1,
         "rarest": rarest,
@@ -94,19 +96,12 @@ def measure(problem, kind, repetitions, seed):
     }
 
 
-def bincount(labels):
-    import numpy as np
-
-    return np.bincount(labels)
-
-
 def in_groups(values, size):
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def two_class_splits(problem, seeds):
     """Returns the splits of a table of two classes, five per seed; `test` is a pair of rows."""
-    import numpy as np
     from sklearn.model_selection import StratifiedKFold
 
     from benchmarks import keel
@@ -125,8 +120,6 @@ def two_class_splits(problem, seeds):
 
 def tails(problem, seeds):
     """Returns the splits of a problem cut to a tail, in an order of the classes drawn each time."""
-    import numpy as np
-
     from benchmarks import keel
     from keras_balanced import datasets
 
@@ -166,7 +159,6 @@ def cifar10(atoms=200, size=6):
 
     How much each quadrant has of random whitened patches (Coates and Ng, 2011).
     """
-    import numpy as np
     import tensorflow_datasets as tfds
 
     parts = [
@@ -199,8 +191,6 @@ def cifar10(atoms=200, size=6):
 
 def train(splits, kind):
     """Returns the `Case` of each split, of each loss."""
-    import numpy as np
-
     from benchmarks import keel
 
     def loss_of(priors, options):
@@ -299,8 +289,6 @@ def found(groups, score, size=None):
 
 def fewer(labels, rarest, seed):
     """Returns rows with so many examples of the rarest class, in the same mix."""
-    import numpy as np
-
     rng, counts = np.random.default_rng(seed), np.bincount(labels)
     kept = np.round(counts * rarest / counts.min()).astype("int64")
     return np.concatenate(

@@ -1,4 +1,4 @@
-"""Which loss is best on real tables? And where their labels are wrong, is it q, or an offset?
+"""Which loss is best on real tables, and does q or an offset help where labels are wrong?
 
 KEEL's imbalanced tables, which the field compares on: all with two classes and at least 20 examples
 of the rarer one, with 2 to 100 of the other for each. One network (64 hidden units, one logit) and
@@ -54,7 +54,7 @@ RECIPES = [
 ]
 RECIPE = Recipe()  # Of two classes.
 RECIPE_OF_MANY = Recipe(steps=1000)  # Of many classes.
-# Every table of two classes with at least 20 examples of the rarer one, but for those that choose
+# Every table of two classes with at least 20 examples of the rarer one, except those that choose
 # the recipe. These were chosen by name, before anything was trained: ratios from 2 to 130.
 TABLES = """
 car-good car-vgood dermatology-6 ecoli-0-1-4-6_vs_5 ecoli-0-1-4-7_vs_2-3-5-6
