@@ -103,7 +103,7 @@ def test_no_training_goes_on_from_another(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "SOURCES", "others")
         assert training.backup_path(settings, tmp_path) not in paths
-    monkeypatch.setattr(store, "environment", lambda: {"versions": {"keras": "another"}})
+    monkeypatch.setattr(store, "versions", lambda: {"keras": "another"})
     assert training.backup_path(settings, tmp_path) not in paths
 
 
