@@ -89,24 +89,29 @@ def only_queue(folder):
         yield write
 
 
+def donor_of(row):
+    """Returns the row that trains as this one does until the second phase."""
+    return row._replace(loss=methods.first_phase(row.loss))
+
+
 def ready(row, unfinished, states):
     """Returns whether no unfinished row would save this one its first phase."""
-    donor = row._replace(loss=methods.first_phase(row.loss))
+    donor = donor_of(row)
     path = training.first_phase_path(row.settings(), states)
     return donor == row or donor not in unfinished or path.exists()
 
 
-def hours(row, speed, states):
-    """Returns how long a row takes from its backup or from its donor's state, if there is one."""
+def hours(row, speed, states=None):
+    """Returns how long a row takes from its donor's state, or its backup in `states`, if any."""
     settings = row.settings()
     images = sum(datasets.long_tail_counts(*SIZES[row.dataset], settings["ratio"]))
     images *= 1 - settings["held_out"]
     start = 0
-    unfinished = training.backup_path(settings, states / "unfinished")
-    if unfinished.exists():
+    unfinished = states and training.backup_path(settings, states / "unfinished")
+    if unfinished and unfinished.exists():
         with np.load(unfinished) as file:
             start = int(file["epoch"])
-    elif methods.first_phase(row.loss) != row.loss:
+    elif (donor := donor_of(row)) != row and donor in ROWS:
         start = int(training.SECOND_PHASE * RECIPE.epochs)
     return images * (RECIPE.epochs - start) / speed / 3600
 
