@@ -146,8 +146,9 @@ def test_the_oracles_stationary_distribution_is_that_of_linear_algebra(rng):
 @pytest.mark.parametrize(("num_classes", "ratio"), [(2, 10), (10, 1e4), (100, 100), (400, 1e4)])
 def test_posterior_under_margins_is_exact(num_classes, ratio, q, rng):
     loss = GCALoss(ratio ** -np.linspace(0, 1, num_classes), q=q)
-    scales = np.repeat([1.0, 5.0, 30.0, 200.0], 6)[:, None]
-    z = (scales * rng.normal(size=(24, num_classes))).astype("float32")
+    # The oracle takes seconds for a row of many classes.
+    scales = np.repeat([1.0, 5.0, 30.0, 200.0], 6 if num_classes < 400 else 1)[:, None]
+    z = (scales * rng.normal(size=(len(scales), num_classes))).astype("float32")
     ours = ops.convert_to_numpy(loss.log_posterior(ops.convert_to_tensor(z)))
     constants = loss.surrogate
     expected = oracle.log_posterior(

@@ -178,6 +178,7 @@ for file in pathlib.Path(sys.argv[1]).glob("*.keras"):
 """
 
 
+@pytest.mark.slow
 def test_training_continues_in_another_process(tmp_path):
     namespace = {}
     exec(TRAIN, namespace)

@@ -177,11 +177,14 @@ def logits_of(model, x):
 
 @pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict, all keys:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*quantiz.*:UserWarning")
-@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
 @pytest.mark.parametrize(
-    "loss",
-    [LOSS, pytest.param(GCALoss([5, 3, 2]), marks=pytest.mark.slow)],
-    ids=["gla", "gca"],
+    ("build", "loss"),
+    [
+        pytest.param(build, loss, id=f"{build.__name__}-{name}", marks=[pytest.mark.slow] * slow)
+        for i, build in enumerate(MODELS)
+        # Each model with one of the two, the other pairs among the slow tests.
+        for loss, name, slow in ((LOSS, "gla", i % 2), (GCALoss([5, 3, 2]), "gca", 1 - i % 2))
+    ],
 )
 def test_the_served_answer_is_the_models(build, loss, tmp_path):
     if build is strings and not TENSORFLOW:
