@@ -109,6 +109,8 @@ class Decision:
         surrogate, binary = self.loss.surrogate, self.loss.surrogate.binary
         if by not in ("posterior", "logits"):
             raise ValueError(f'`by` must be "posterior" or "logits". Received: by={by!r}')
+        self.costs = None if costs is None else _check_costs(costs, surrogate).tolist()
+        self.threshold = None if threshold is None else _check_threshold(threshold, surrogate)
         _check_kind(target_priors, costs, threshold, by, priors)
         own = mix = surrogate.target_priors
         if target_priors is not None:
@@ -116,8 +118,6 @@ class Decision:
         elif priors is not None:
             mix = surrogate.check_mix("priors", priors)
         self.target_priors = validation.as_json(target_priors, binary)
-        self.costs = None if costs is None else _check_costs(costs, surrogate).tolist()
-        self.threshold = None if threshold is None else _check_threshold(threshold, surrogate)
         self.by = by
         self.priors = validation.as_json(priors, binary)
         self.temperature = validation.check_number("temperature", temperature, *TEMPERATURES)

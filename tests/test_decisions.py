@@ -531,7 +531,7 @@ LABELS = BinaryGLALoss([0.1, 0.2])
         (THREE, {"costs": {(2, 0): 5.0}, "priors": PRIORS}, r"none for \[\(0, 1\)"),
         (TWO, {"costs": {(0, 1): 1, (1, 0): np.nan}, "priors": [1, 1]}, "finite"),
         (TWO, {"costs": {(0, 1): 1, (1, 2): 1}, "priors": [1, 1]}, r"keys \[\(1, 2\)\]"),
-        (THREE, {"threshold": 0.5, "priors": PRIORS}, "left out for more than two classes"),
+        (THREE, {"threshold": 0.5}, "left out for more than two classes"),
         (ONE, {"threshold": 1.0, "priors": 0.1}, r"a number in \[0, 1\)\. Received: .*=1"),
         (ONE, {"threshold": np.nan, "priors": 0.1}, "Received: threshold=nan"),
         (ONE, {"threshold": [0.1, 0.2], "priors": 0.1}, r"a number in \[0, 1\)\."),
