@@ -100,6 +100,13 @@ def test_config_names_every_argument(name):
     if name == "ClassCalibrationError":
         del required["priors"]  # Those of a loss.
     parameters = inspect.signature(export.__init__).parameters
+    wanted = {
+        key
+        for key, p in parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and key != "self"
+    }
+    missing = wanted - required.keys()
+    assert not missing, f"`required` in test_house.py needs a value for {missing} of {name}"
     config = export(**{k: v for k, v in required.items() if k in parameters}).get_config()
     assert set(config) >= {p for p in parameters if p not in ("self", "kwargs")}
 
@@ -113,7 +120,8 @@ def test_an_error_of_python_names_the_class(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_registered_under_the_package(name):
     registered = keras.saving.get_registered_name(CLASSES[name])
-    assert registered == f"keras_balanced>{name}"
+    decorator = '@keras.saving.register_keras_serializable(package="keras_balanced")'
+    assert registered == f"keras_balanced>{name}", f"{name} needs {decorator}"
 
 
 def test_every_module_has_its_floor():

@@ -1,5 +1,6 @@
 """The losses as Keras classes: the contract of a loss, training, and round trips."""
 
+import inspect
 import json
 
 import keras
@@ -49,8 +50,10 @@ CHANGED = {
 }
 # JAX has no float64 unless it is switched on.
 DTYPE = "float32" if keras.backend.backend() == "jax" else "float64"
-for arguments in CHANGED.values():
-    arguments |= {"dtype": DTYPE, "label_smoothing": 0.1}
+for loss_class, arguments in CHANGED.items():
+    arguments |= {"dtype": DTYPE}
+    if "label_smoothing" in inspect.signature(loss_class).parameters:
+        arguments |= {"label_smoothing": 0.1}
 
 
 def data(rng, size=32):

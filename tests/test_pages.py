@@ -61,7 +61,9 @@ def test_reference_has_every_public_name():
     modules = [keras_balanced, *(getattr(keras_balanced, name) for name in dir(keras_balanced))]
     for module in modules:
         for name in getattr(module, "__all__", []):
-            assert getattr(module, name) in documented.values(), f"{module.__name__}.{name}"
+            line = f"::: {module.__name__}.{name}"
+            is_documented = getattr(module, name) in documented.values()
+            assert is_documented, f"a page of docs/api needs the line `{line}`"
 
 
 def test_pictures_of_the_results_can_be_drawn_again(tmp_path):

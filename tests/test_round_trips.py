@@ -83,6 +83,8 @@ def arguments(name):
     values |= OF_BINARY if "Binary" in name else {}
     values |= OF_BINARY_METRIC if name == "BinaryBalancedAccuracy" else {}
     values |= OF_MULTI_LABEL if name == "ClassPrior" else {}
+    missing = [p.name for p in parameters(name) if p.name not in values]
+    assert not missing, f"`VALUES` in test_round_trips.py needs a value for {missing} of {name}"
     return {p.name: values[p.name] for p in parameters(name)}
 
 
