@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, layers, losses, metrics, reading, targets, validation
-from keras_balanced.decisions import Decision, has_posterior
+from keras_balanced.decisions import Decision
 from keras_balanced.losses import TEMPERATURES
 from keras_balanced.validation import (
     SMALLEST_PRIOR,
@@ -118,7 +118,7 @@ def calibrate(
     loss = check_loss(model, loss)
     check_model(model, loss)
     # A model of plain cross-entropy, calibrated by a loss of ours, has no decision yet.
-    if has_posterior(loss) and isinstance(getattr(model, "loss", None), losses.BalancedLoss):
+    if losses.has_posterior(loss) and isinstance(getattr(model, "loss", None), losses.BalancedLoss):
         metrics.warn_of_other_decisions(model, Decision(loss), given=False)
     target = loss.surrogate.target_priors
     log_posterior, labels, weights = _held_out(model, loss, validation_data, steps)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_balanced import backends, losses, metrics, reading, targets, validation
-from keras_balanced.decisions import Decision, check_decision, has_posterior
+from keras_balanced.decisions import Decision, check_decision
 from keras_balanced.layers import refuse_adjusted_twice
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class PerClassReport(keras.callbacks.Callback):
     def _decide(self, compiled):
         """Returns the decision: that given, or that of the compiled loss if it is one of ours."""
         decision, is_ours = self.decision, isinstance(compiled, losses.BalancedLoss)
-        if decision is None and is_ours and has_posterior(compiled):
+        if decision is None and is_ours and losses.has_posterior(compiled):
             decision = Decision(compiled)
         if decision is not None:
             refuse_adjusted_twice(self.model, decision.loss, self.output_name)

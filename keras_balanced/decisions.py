@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, formula, targets, validation
-from keras_balanced.losses import TEMPERATURES, BalancedLoss
+from keras_balanced.losses import TEMPERATURES, BalancedLoss, check_posterior, has_posterior
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -257,12 +257,12 @@ class Decision:
     def decides_as(self, other: Decision) -> bool:
         """Returns whether another decision is known to be the same rule, in whatever words."""
         mine, its = self.loss, other.loss
-        reads_alike = type(mine).logits is type(its).logits and mine.from_logits == its.from_logits
+        reads_alike = _share(mine, its, "logits") and mine.from_logits == its.from_logits
         if not reads_alike or np.shape(self._change) != np.shape(other._change):
             return False
         if self._shift is not None and other._shift is not None:
             return np.allclose(self._shift, other._shift, atol=1e-6)
-        alike = type(mine).log_posterior is type(its).log_posterior
+        alike = _share(mine, its, "log_posterior")
         alike = alike and mine.surrogate == its.surrogate and self.costs == other.costs
         # Without costs only the order of the probabilities matters.
         alike = alike and (self.costs is None or self.temperature == other.temperature)
@@ -398,13 +398,10 @@ def _decision_by(function, loss):
     return decision
 
 
-def has_posterior(loss: BalancedLoss) -> bool:
-    """Returns whether the posterior of a loss is right: not where only its `call` is another."""
-    by_call, by_posterior = (
-        next(i for i, base in enumerate(type(loss).__mro__) if method in vars(base))
-        for method in ("call", "log_posterior")
-    )
-    return by_posterior <= by_call
+def _share(loss, other, method):
+    """Returns whether a method gives the same: a subclass's own depends on all its arguments."""
+    ours = getattr(BalancedLoss, method)
+    return loss == other or all(getattr(type(of), method) is ours for of in (loss, other))
 
 
 def _check_loss(loss):
@@ -415,12 +412,7 @@ def _check_loss(loss):
             "`loss` must be the loss of keras_balanced that the model was trained with (for plain "
             f"cross-entropy `GLALoss(priors, tau=0)`). Received: loss={loss!r}"
         )
-    if not has_posterior(loss):
-        raise ValueError(
-            "`loss` must override `log_posterior` too where it overrides `call`, or say "
-            "`log_posterior = BalancedLoss.log_posterior` in its class, where that is right. "
-            f"Received: {validation.kind_of(loss)}"
-        )
+    check_posterior(loss)
     return loss
 
 

@@ -161,8 +161,9 @@ class BalancedLoss(keras.losses.Loss):
             `(..., K)`; of binary losses `(..., 2)`, for label 0 and label 1.
 
         Raises:
-            ValueError: for shapes or priors that do not fit.
+            ValueError: for shapes or priors that do not fit, or if only `call` is overridden.
         """
+        check_posterior(self)
         surrogate = self.surrogate
         mix = surrogate.target_priors
         if priors is not None:
@@ -252,6 +253,25 @@ class BalancedLoss(keras.losses.Loss):
 
     def __repr__(self) -> str:
         return validation.describe(self)
+
+
+def has_posterior(loss: BalancedLoss) -> bool:
+    """Returns whether the posterior of a loss is right: not where only its `call` is another."""
+    by_call, by_posterior = (
+        next(i for i, base in enumerate(type(loss).__mro__) if method in vars(base))
+        for method in ("call", "log_posterior")
+    )
+    return by_posterior <= by_call
+
+
+def check_posterior(loss: BalancedLoss) -> None:
+    """Raises for a loss whose posterior would be that of another `call`."""
+    if not has_posterior(loss):
+        raise ValueError(
+            "`loss` must override `log_posterior` too where it overrides `call`, or say "
+            "`log_posterior = BalancedLoss.log_posterior` in its class, where that is right. "
+            f"Received: {validation.kind_of(loss)}"
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_balanced")

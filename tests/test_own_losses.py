@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from benchmarks import baselines
-from keras_balanced import BalancedLoss, BinaryGLALoss, ClassPrior, GLALoss, Surrogate, tuning
+from keras_balanced import (
+    BalancedLoss,
+    BinaryGLALoss,
+    ClassPrior,
+    Decision,
+    GLALoss,
+    Surrogate,
+    tuning,
+)
 
 PRIORS = [6, 3, 1]
 
@@ -167,3 +175,48 @@ def test_export_and_calibration_take_it(rng, tmp_path):
     twice = keras.Sequential([model, keras.layers.Rescaling(2.0)])
     ours = serving.calibrate(model, loss, (x, y)).temperature
     assert ours == pytest.approx(serving.calibrate(twice, GLALoss(PRIORS), (x, y)).temperature)
+
+
+class OnlyCall(BalancedLoss):
+    def __init__(self, **kwargs):
+        super().__init__(Surrogate(PRIORS), **kwargs)
+
+    def call(self, y_true, y_pred):
+        return 2 * super().call(y_true, y_pred)
+
+
+class Both(OnlyCall):
+    """Twice a loss has the same posterior."""
+
+    log_posterior = BalancedLoss.log_posterior
+
+
+class Sharper(OnlyCall):
+    def __init__(self, power, **kwargs):
+        super().__init__(**kwargs)
+        self.power = power
+
+    def log_posterior(self, logits, *, priors=None):
+        return self.power * super().log_posterior(logits, priors=priors)
+
+
+def test_a_posterior_of_another_call_is_refused(rng):
+    z = rng.normal(size=(5, 3)).astype("float32")
+    for refused in (OnlyCall().posterior, OnlyCall().log_posterior, lambda _: Decision(OnlyCall())):
+        with pytest.raises(ValueError, match=r"must override `log_posterior` too .*OnlyCall"):
+            refused(z)
+    expected = np.asarray(BalancedLoss(Surrogate(PRIORS)).posterior(z))
+    np.testing.assert_array_equal(Both().posterior(z), expected)
+    np.testing.assert_allclose(Sharper(1.0).posterior(z), expected, rtol=1e-6)
+
+
+def vs(gamma):
+    return baselines.VSLoss([90, 9, 1], gamma, 1.0)
+
+
+@pytest.mark.parametrize("kind", [vs, Sharper])
+def test_two_decide_alike_only_with_the_same_arguments(kind):
+    decision = Decision(kind(0.1))
+    assert decision.decides_as(Decision(kind(0.1)))
+    assert not decision.decides_as(Decision(kind(0.9)))
+    assert not decision.decides_as(Decision(GLALoss([90, 9, 1])))
