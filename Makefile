@@ -45,6 +45,8 @@ test-docs: $(RECIPES)/installed
 	$(RECIPES)/bin/pytest -m docs --numprocesses 2 tests/test_recipes.py tests/test_tutorials.py \
 		tests/test_site.py
 
+# Most of JAX's time goes to compiling: LLVM's optimisations are off, those of XLA itself stay.
+test-backends: export XLA_FLAGS += --xla_backend_optimization_level=0
 test-backends: $(BACKENDS)/installed
 	for backend in jax torch; do \
 		KERAS_BACKEND=$$backend $(BACKENDS)/bin/pytest --numprocesses 2 $(CORE) || exit 1; \
