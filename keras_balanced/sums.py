@@ -215,7 +215,13 @@ def check_size(name, loss, *sizes, of):
     if (surrogate.binary, size) not in sizes:
         kind = f"{size} labels" if surrogate.binary else f"{size} classes"
         kind = "one logit per example" if size is None else kind
-        raise ValueError(f"`{name}` must be of {of}. Received: one of {kind}")
+        hint = ""
+        if name == "decision" and size is None:
+            hint = (
+                ". One logit has `BinaryBalancedAccuracy`; any other score takes "
+                "`decision(y_pred)`, which are labels 0 and 1"
+            )
+        raise ValueError(f"`{name}` must be of {of}. Received: one of {kind}{hint}")
 
 
 def sums_of(values, cells=None, num_cells=1):

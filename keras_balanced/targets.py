@@ -208,9 +208,12 @@ def check_classes(
     """
     shape = tuple(logits.shape)
     if not shape or shape[-1] not in (num_classes, None):
-        hint = f" For one logit per example use {binary}." if shape[-1:] == (1,) else ""
+        one_logit = len(shape) < 2 or shape[-1] == 1
+        hint = f" For one logit per example use {binary}." if one_logit else ""
         if num_classes in shape:
             hint = " Move the classes to the last axis, as `keras.ops.moveaxis` does."
+        elif len(shape) < 2:
+            hint += " Labels have no such axis: are the arguments in the right order?"
         raise ValueError(
             f"The last axis of `y_pred` must have the {num_classes} classes of {of}. "
             f"Received: y_pred.shape={shape}.{hint}"
@@ -263,10 +266,12 @@ def match_binary(
     else:
         expected = (*logits.shape[:-1], num_labels)
     if not (_fits(true_shape, expected) and _fits(logits.shape, expected)):
+        is_pair = num_labels in (None, 1) and shapes[1][-1:] == (2,)
+        hint = ". Two outputs, of two classes, are for `GLALoss` and `GCALoss`" if is_pair else ""
         raise ValueError(
             "`y_true` and `y_pred` must both be `(...)` or `(..., 1)` for one positive rate, and "
             f"`(..., L)` for a vector of `L`. Received: y_true.shape={shapes[0]}, "
-            f"y_pred.shape={shapes[1]} and {num_labels or 1} rates"
+            f"y_pred.shape={shapes[1]} and {num_labels or 1} rates{hint}"
         )
     if None in shapes[0] or true_shape != shapes[0]:
         y_true = ops.reshape(y_true, ops.shape(logits))

@@ -11,10 +11,13 @@ from keras_balanced import (
     BinaryGLALoss,
     ClassCalibrationError,
     ClassPrior,
+    Decision,
     GCALoss,
     GLALoss,
+    MacroF1,
     gca_loss,
     gla_loss,
+    serving,
 )
 
 K = 4
@@ -624,3 +627,22 @@ def test_a_label_out_of_range_is_seen_among_many_classes(loss, label, rng):
         return
     with pytest.raises(Exception, match=str(label)):
         loss(y, z, counts)
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda y, z: serving.find_decision(y, z, GLALoss([3, 1])), "in the right order"),
+        (lambda y, z: BalancedAccuracy(2)(y, y), "`BinaryBalancedAccuracy`.*in the right order"),
+        (lambda y, z: BalancedAccuracy(2)(y, z[:, :1]), r"use `BinaryBalancedAccuracy`\.$"),
+        (lambda y, z: BinaryGLALoss(0.1)(y, z), "Two outputs, .* `GLALoss`"),
+        (lambda y, z: BinaryGLALoss([0.1, 0.2, 0.3])(y, z), "and 3 rates$"),
+        (
+            lambda y, z: MacroF1(2, decision=Decision(BinaryGLALoss(0.1))),
+            r"any other score takes `decision\(y_pred\)`",
+        ),
+    ],
+)
+def test_another_number_of_outputs_is_told_what_takes_it(call, hint, rng):
+    with pytest.raises(ValueError, match=hint):
+        call(np.arange(20) % 2, rng.normal(size=(20, 2)).astype("float32"))
