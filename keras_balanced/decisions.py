@@ -16,7 +16,13 @@ import numpy as np
 from keras import ops
 
 from keras_balanced import backends, formula, targets, validation
-from keras_balanced.losses import TEMPERATURES, BalancedLoss, check_posterior, has_posterior
+from keras_balanced.losses import (
+    TEMPERATURES,
+    BalancedLoss,
+    check_posterior,
+    has_posterior,
+    of_predictions,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -132,7 +138,7 @@ class Decision:
     def __call__(self, y_pred: Any) -> Any:
         if isinstance(y_pred, keras.KerasTensor):
             return _Decide(self)(y_pred)
-        return self._of_predictions(self.of_logits, y_pred)
+        return of_predictions(self.loss, self.of_logits, y_pred)
 
     def scores(self, y_pred: Any) -> Any:
         """Returns the scores of the classes, of which the largest is the decision.
@@ -150,22 +156,11 @@ class Decision:
         """
         if isinstance(y_pred, keras.KerasTensor):
             return _Decide(self, scores=True)(y_pred)
-        return self._of_predictions(lambda z: self._scores(self.check_logits(z)), y_pred)
 
-    def _of_predictions(self, function, y_pred):
-        def of_tensor(y_pred):
-            return function(self.loss.logits(y_pred))
+        def of_logits(logits):
+            return self._scores(self.check_logits(logits))
 
-        if isinstance(y_pred, np.ndarray):
-            y_pred = targets.as_numpy("`y_pred`", y_pred)
-            if not self.loss.from_logits and (y_pred < 0).any():
-                raise ValueError(
-                    "`y_pred` must be probabilities, since the loss has `from_logits=False`. "
-                    "Received: negative numbers, such as logits or log-probabilities"
-                )
-        elif not backends.is_dense_tensor(y_pred):
-            y_pred = targets.as_tensor("y_pred", y_pred)
-        return backends.of_rows(of_tensor, y_pred, self.loss.surrogate.axes)
+        return of_predictions(self.loss, of_logits, y_pred)
 
     def check_logits(self, logits: Any) -> Any:
         """Returns logits `(..., K)`, of labels `(..., L)`, of one logit `(...)`."""

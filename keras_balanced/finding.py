@@ -11,6 +11,7 @@ from keras import ops
 from keras_balanced import targets, validation
 from keras_balanced.calibration import labelled
 from keras_balanced.decisions import Decision
+from keras_balanced.losses import check_predictions
 from keras_balanced.scores import SCORES, Search, confusion_matrix
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def find_decision(
 
 def _examples(base, y_pred, labels, sample_weight):
     """Returns class ids `(N,)` and weights of the examples that count, and which these are."""
-    _refuse_probabilities(y_pred, base.loss)
+    check_predictions(base.loss, y_pred)
     _, ids, weights, kept = labelled(base.loss, y_pred, labels, sample_weight, "the held-out data")
     _check_examples(ids, weights, base.loss.surrogate)
     return ids, weights, kept
@@ -235,18 +236,6 @@ def _check_floors(min_recall, surrogate):
                 f"`min_recall` must have recalls in [0, 1]. Received: {floor!r} of class {class_id}"
             )
     return floors
-
-
-def _refuse_probabilities(y_pred, loss):
-    """Raises for class probabilities where the loss takes logits."""
-    if loss.from_logits and loss.surrogate.axes and y_pred.ndim > 1 and y_pred.size:
-        sums = y_pred.sum(axis=-1, dtype="float64")
-        if (y_pred >= 0).all() and np.allclose(sums, 1.0, atol=1e-3):
-            raise ValueError(
-                "`y_pred` must be logits, since the loss has `from_logits=True`. Received: numbers "
-                "that sum to 1 for every example; pass logits, or the loss with "
-                "`from_logits=False`, as in `GLALoss(priors, tau=0, from_logits=False)`"
-            )
 
 
 def _check_examples(ids, weights, surrogate):

@@ -27,7 +27,7 @@ _REACH = 5e5  # A class whose logit is smaller than the largest by more than thi
 MASKED = -1e9  # Its logit. Not infinite: the difference of two would be NaN.
 
 
-def as_logits(y_pred: Any, surrogate: Surrogate, from_logits: bool = True) -> Tensor:
+def as_logits(y_pred: Any, binary: bool, from_logits: bool = True) -> Tensor:
     """Returns predictions, logits or probabilities, as float32 or float64 logits."""
     y_pred = targets.as_tensor("y_pred", y_pred)
     if from_logits:
@@ -40,7 +40,7 @@ def as_logits(y_pred: Any, surrogate: Surrogate, from_logits: bool = True) -> Te
     # The floor of the dtype, not epsilon: a wrong, confident example must keep its gradient.
     tiny = float(np.finfo(keras.backend.standardize_dtype(y_pred.dtype)).tiny)
     logits = _log_from(tiny, y_pred)
-    return logits - _log_from(tiny, 1.0 - y_pred) if surrogate.binary else logits
+    return logits - _log_from(tiny, 1.0 - y_pred) if binary else logits
 
 
 def as_full_precision(tensor: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ def gla_loss(
         priors, q, tau, target_priors=target_priors, label_smoothing=label_smoothing
     )
     ignored = check_ignore_class(ignore_class)
-    return surrogate_loss(y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignored)
+    logits = as_logits(y_pred, surrogate.binary, from_logits)
+    return surrogate_loss(y_true, logits, surrogate, ignored)
 
 
 def gca_loss(
@@ -150,4 +151,5 @@ def gca_loss(
         label_smoothing=label_smoothing,
     )
     ignored = check_ignore_class(ignore_class)
-    return surrogate_loss(y_true, as_logits(y_pred, surrogate, from_logits), surrogate, ignored)
+    logits = as_logits(y_pred, surrogate.binary, from_logits)
+    return surrogate_loss(y_true, logits, surrogate, ignored)

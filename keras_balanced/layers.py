@@ -255,6 +255,8 @@ class LogitAdjustment(keras.layers.Layer):
     outputs = logits - tau * (logit(priors) - logit(target_priors))   # one logit: rates
     ```
 
+    Of probabilities it takes the logarithm, and gives probabilities again.
+
     Args:
         priors: Class mix of the data that the model was trained on: `K` counts or probabilities
             (1-D, positive), a dict or pandas Series of them by class id, or an adapted
@@ -265,10 +267,12 @@ class LogitAdjustment(keras.layers.Layer):
         binary: Whether `priors` and `target_priors` are positive rates, of one logit or a vector
             of `L` for `L` labels. `None` (default) is what they look like: a number is a rate, a
             vector a class mix.
+        from_logits: Whether the model gives logits (default), or probabilities, as one that ends
+            in a softmax or sigmoid does.
         **kwargs: `name` and `dtype` of the layer.
 
-    Call arguments: logits `(..., K)` and `training`; for a rate or two classes also `(..., 1)`,
-    for a rate `(...)`, for rates `(..., L)`. Returns their shape.
+    Call arguments: predictions `(..., K)` and `training`; for a rate or two classes also
+    `(..., 1)`, for a rate `(...)`, for rates `(..., L)`. Returns their shape.
 
     Raises:
         ValueError: for arguments or shapes that do not fit.
@@ -294,6 +298,7 @@ class LogitAdjustment(keras.layers.Layer):
         *,
         target_priors: ClassMix | None = None,
         binary: bool | None = None,
+        from_logits: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -306,25 +311,37 @@ class LogitAdjustment(keras.layers.Layer):
         self.priors = validation.as_json(priors, self.binary)
         self.target_priors = validation.as_json(target_priors, self.binary)
         self.tau = float(tau)
+        self.from_logits = bool(from_logits)
+        if not from_logits:
+            # Of the layer, as of a `Dense`: what looks for a softmax at a model's end finds it.
+            self.activation = keras.activations.get("sigmoid" if self.binary else "softmax")
 
-    def __call__(self, logits, **kwargs):
-        return super().__call__(targets.as_tensor("logits", logits), **kwargs)
+    def __call__(self, y_pred, **kwargs):
+        return super().__call__(targets.as_tensor("logits", y_pred), **kwargs)
 
-    def call(self, logits, training=False):
-        backends.refuse_probabilities(logits)
+    def call(self, y_pred, training=False):
+        if self.from_logits:
+            backends.refuse_probabilities(y_pred)
         shift = self.surrogate.shift
-        if self.binary or (len(shift) == 2 and logits.shape[-1:] == (1,)):
+        one_logit = self.binary or (len(shift) == 2 and y_pred.shape[-1:] == (1,))
+        if one_logit:
             shift = shift[..., 1] - shift[..., 0]
         if self.surrogate.num_labels:
-            targets.check_classes(logits, self.surrogate.num_labels)
+            targets.check_classes(y_pred, self.surrogate.num_labels)
         elif shift.ndim:
-            targets.check_classes(logits, len(shift), binary="the positive rate as `priors`")
+            targets.check_classes(y_pred, len(shift), binary="the positive rate as `priors`")
         if training:
-            return logits
-        if not keras.backend.is_float_dtype(logits.dtype):
-            logits = ops.cast(logits, self.compute_dtype)
-        adjusted = logits - backends.like(logits, shift)
-        return formula.mask_absent(adjusted, self.surrogate)
+            return y_pred
+        dtype = keras.backend.standardize_dtype(y_pred.dtype)
+        dtype = dtype if keras.backend.is_float_dtype(dtype) else self.compute_dtype
+        if self.from_logits:
+            return self._adjusted(ops.cast(y_pred, dtype), shift)
+        logits = self._adjusted(formula.as_logits(y_pred, one_logit, from_logits=False), shift)
+        activation = keras.activations.sigmoid if one_logit else keras.activations.softmax
+        return ops.cast(activation(logits), dtype)
+
+    def _adjusted(self, logits, shift):
+        return formula.mask_absent(logits - backends.like(logits, shift), self.surrogate)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -336,6 +353,7 @@ class LogitAdjustment(keras.layers.Layer):
             "target_priors": self.target_priors,
             "tau": self.tau,
             "binary": self.binary,
+            "from_logits": self.from_logits,
         }
 
     def __repr__(self) -> str:

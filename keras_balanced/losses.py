@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from keras_balanced.backends import Tensor
     from keras_balanced.validation import ClassMix
 
 __all__ = ["BalancedLoss", "BinaryGCALoss", "BinaryGLALoss", "GCALoss", "GLALoss"]
@@ -139,7 +140,7 @@ class BalancedLoss(keras.losses.Loss):
 
     def logits(self, y_pred: Any) -> Any:
         """Returns the predictions as the logits `(..., K)` of the formula."""
-        return formula.as_logits(y_pred, self.surrogate, self.from_logits)
+        return formula.as_logits(y_pred, self.surrogate.binary, self.from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         logits = self.logits(y_pred)
@@ -210,18 +211,14 @@ class BalancedLoss(keras.losses.Loss):
         if priors is not None:
             mix = surrogate.check_mix("priors", priors)
 
-        def of_predictions(y_pred):
-            log_p = self.log_posterior(self.logits(y_pred))
+        def of_logits(logits):
+            log_p = self.log_posterior(logits)
             if temperature != 1.0 or mix is not own:
                 log_p = formula.change_mix(log_p / temperature, surrogate, own, mix)
             probabilities = ops.exp(log_p)
             return probabilities[..., 1] if surrogate.binary else probabilities
 
-        if isinstance(y_pred, np.ndarray):
-            y_pred = targets.as_numpy("`y_pred`", y_pred)
-        elif not backends.is_dense_tensor(y_pred):
-            y_pred = targets.as_tensor("y_pred", y_pred)
-        return backends.of_rows(of_predictions, y_pred, surrogate.axes)
+        return of_predictions(self, of_logits, y_pred)
 
     def get_config(self) -> dict[str, Any]:
         names = [
@@ -253,6 +250,41 @@ class BalancedLoss(keras.losses.Loss):
 
     def __repr__(self) -> str:
         return validation.describe(self)
+
+
+def of_predictions(loss: BalancedLoss, function: Callable[[Tensor], Tensor], y_pred: Any) -> Any:
+    """Returns a function of the logits that a loss takes predictions for: of an array as one."""
+    if isinstance(y_pred, np.ndarray):
+        y_pred = targets.as_numpy("`y_pred`", y_pred)
+        check_predictions(loss, y_pred)
+    elif not backends.is_dense_tensor(y_pred):
+        y_pred = targets.as_tensor("y_pred", y_pred)
+
+    def of_tensor(y_pred):
+        return function(loss.logits(y_pred))
+
+    return backends.of_rows(of_tensor, y_pred, loss.surrogate.axes)
+
+
+def check_predictions(loss: BalancedLoss, y_pred: np.ndarray) -> None:
+    """Raises for an array of probabilities where a loss takes logits, or the other way round.
+
+    Arrays bear no mark of a softmax. Of a few rows a sum of 1 may be chance.
+    """
+    if not loss.from_logits:
+        if (y_pred < 0).any():
+            raise ValueError(
+                "`y_pred` must be probabilities, since the loss has `from_logits=False`. "
+                "Received: negative numbers, such as logits or log-probabilities"
+            )
+    elif not loss.surrogate.binary and y_pred.ndim > 1 and y_pred[..., 0].size >= 10:
+        sums = y_pred.sum(axis=-1, dtype="float64")
+        if (y_pred >= 0).all() and np.allclose(sums, 1.0, atol=1e-3):
+            raise ValueError(
+                "`y_pred` must be logits, since the loss has `from_logits=True`. Received: numbers "
+                "that sum to 1 for every example; pass logits, or the loss with "
+                "`from_logits=False`, as in `GLALoss(priors, tau=0, from_logits=False)`"
+            )
 
 
 def has_posterior(loss: BalancedLoss) -> bool:

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_balanced import backends, formula, targets, validation
 from keras_balanced.decisions import Decision, check_decision
+from keras_balanced.losses import check_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,6 +160,8 @@ class RecallMetric(ClassMetric):
             sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
                 `fit` to `weighted_metrics` only.
         """
+        if self.decision is not None and isinstance(y_pred, np.ndarray):
+            check_predictions(self.decision.loss, y_pred)
         y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
         y_true, weights = self._flatten(y_true, y_pred, sample_weight)
         if self.decision is None:

@@ -10,6 +10,7 @@ from keras_balanced import (
     GCALoss,
     GLALoss,
     LogitAdjustment,
+    backends,
     callbacks,
     serving,
     tuning,
@@ -99,6 +100,12 @@ def test_probabilities_of_adjusted_logits():
         with pytest.raises(ValueError, match=TWICE):
             refuse_adjusted_twice(ending(lambda z, f=softmax: f(adjust()(z))), loss)
         refuse_adjusted_twice(ending(lambda z, f=softmax: f(keras.layers.Dense(3)(z))), loss)
+    of_probabilities = LogitAdjustment(PRIORS, from_logits=False)
+    model = ending(lambda z: of_probabilities(keras.layers.Softmax()(z)))
+    assert backends.probability_layer(model) is of_probabilities
+    with pytest.raises(ValueError, match=TWICE):
+        refuse_adjusted_twice(model, loss)
+    refuse_adjusted_twice(model, GLALoss(PRIORS, from_logits=False))
     # What a layer adds beside its softmax stands between.
     dense = keras.layers.Dense(3, activation="softmax")
     refuse_adjusted_twice(ending(lambda z: dense(adjust()(z))), loss)

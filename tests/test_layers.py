@@ -453,6 +453,42 @@ def test_logit_adjustment_round_trip(rng, tmp_path):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
+@pytest.mark.parametrize(
+    ("priors", "binary", "size"),
+    [
+        *(([6.0, 3.0, 1.0], None, 3), ([9, 1], None, 2), ([9, 1], None, 1)),
+        *((0.1, None, 1), ([0.1, 0.4], True, 2)),
+    ],
+)
+def test_of_probabilities_it_gives_those_of_the_adjusted_logits(
+    priors, binary, size, rng, tmp_path
+):
+    activation = "sigmoid" if binary or size == 1 else "softmax"
+    ends = [
+        [keras.layers.Dense(size), LogitAdjustment(priors, binary=binary)],
+        [
+            keras.layers.Dense(size, activation),
+            LogitAdjustment(priors, binary=binary, from_logits=False),
+        ],
+    ]
+    logits, adjusted = (keras.Sequential([keras.Input((4,)), *end]) for end in ends)
+    adjusted.set_weights(logits.get_weights())
+    x = (5 * rng.standard_normal((9, 4))).astype("float32")
+    expected = ops.convert_to_tensor(logits.predict(x, verbose=0))
+    expected = ops.convert_to_numpy(keras.activations.get(activation)(expected))
+    np.testing.assert_allclose(adjusted.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-6)
+    # Of an array too, which bears no mark of a softmax.
+    given = ops.convert_to_numpy(adjusted.layers[0](x))
+    of_array = ops.convert_to_numpy(adjusted.layers[1](given))
+    np.testing.assert_allclose(of_array, expected, rtol=1e-4, atol=1e-6)
+    # The identity in training.
+    trained = ops.convert_to_numpy(adjusted(x, training=True))
+    np.testing.assert_allclose(trained, given, rtol=1e-6)
+    adjusted.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), adjusted.predict(x, verbose=0))
+
+
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="Keras leaves no mark on JAX")
 def test_logit_adjustment_refuses_a_softmax():
     with pytest.raises(ValueError, match="output of a softmax"):

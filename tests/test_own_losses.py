@@ -13,7 +13,9 @@ from keras_balanced import (
     ClassPrior,
     Decision,
     GLALoss,
+    MacroF1,
     Surrogate,
+    serving,
     tuning,
 )
 
@@ -175,6 +177,37 @@ def test_export_and_calibration_take_it(rng, tmp_path):
     twice = keras.Sequential([model, keras.layers.Rescaling(2.0)])
     ours = serving.calibrate(model, loss, (x, y)).temperature
     assert ours == pytest.approx(serving.calibrate(twice, GLALoss(PRIORS), (x, y)).temperature)
+
+
+def softmax(z):
+    return np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+
+
+OF_LOGITS = Decision(GLALoss(PRIORS, tau=0))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        OF_LOGITS,
+        OF_LOGITS.scores,
+        OF_LOGITS.loss.posterior,
+        lambda z: MacroF1(3, decision=OF_LOGITS)(np.arange(len(z)) % 3, z),
+        lambda z: serving.find_decision(z, np.arange(len(z)) % 3, OF_LOGITS.loss),
+    ],
+    ids=["decision", "scores", "posterior", "metric", "find_decision"],
+)
+def test_arrays_of_probabilities_are_refused_where_logits_are_expected(read, rng):
+    z = rng.normal(size=(30, 3)).astype("float32")
+    with pytest.raises(ValueError, match="sum to 1 for every example; pass logits, or the loss"):
+        read(softmax(z))
+    read(z)
+    read(np.full((30, 3), 1 / 3 + 0.01, "float32"))  # Logits need not sum to 1.
+
+
+def test_a_few_logits_may_sum_to_1():
+    decision = Decision(GLALoss(PRIORS))
+    np.testing.assert_array_equal(decision(np.eye(3, dtype="float32")), [0, 1, 2])
 
 
 class OnlyCall(BalancedLoss):
