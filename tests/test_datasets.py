@@ -221,6 +221,10 @@ BAD_FORMS = {
     "endless batches": (lambda tf, d: d.batch(3).repeat(), "one without end"),
     "batched": (lambda tf, d: d.batch(3), "take batches apart"),
     "whole batches": (lambda tf, d: d.batch(3, drop_remainder=True), "must be class ids"),
+    "whole batches of one-hot": (
+        lambda tf, d: d.map(lambda x, y: (x, tf.one_hot(y, 3))).batch(3, drop_remainder=True),
+        "take batches apart",
+    ),
     "dict": (lambda tf, d: d.map(lambda x, y: {"image": x, "label": y}), "a dict of"),
     "alone": (lambda tf, d: d.map(lambda x, y: y), "single examples"),
     "several labels": (lambda tf, d: d.map(lambda x, y: (x, {"a": y})), "labels of one output"),

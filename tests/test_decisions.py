@@ -304,6 +304,17 @@ def test_masked_classes_never_win(name, low, rng):
         assert set(decision.scores(z).argmax(-1).tolist()) <= {0, 2}
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["gla_tau", "gca"])
+def test_classes_that_are_not_met_never_win(name, rule, rng):
+    """By the mix of a request."""
+    with np.errstate(divide="ignore"):
+        log_priors = np.log(np.array([0.6, 0.0, 0.4], "float32"))
+    z = ops.convert_to_tensor(logits(rng, 500, 3))
+    found = numpy(Decision(LOSSES[name], **RULES[rule]).of_logits(z, log_priors))
+    assert set(found.tolist()) == {0, 2}
+
+
 @pytest.mark.parametrize("make", [GLALoss, GCALoss])
 def test_absent_classes_never_win(make, rng):
     """The others are decided as by a loss that does not know it."""

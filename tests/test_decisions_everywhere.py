@@ -178,6 +178,7 @@ def warned(function, *arguments):
 
 GLA, GCA = GLALoss(PRIORS), GCALoss(PRIORS)
 BY_COSTS = Decision(GLA, costs=COSTS, priors=PRIORS)
+EVEN_COSTS = Decision(GLA, costs=COSTS, priors=[1, 1, 1])
 PLAIN = Decision(GLA, target_priors=PRIORS)
 
 
@@ -190,6 +191,8 @@ PLAIN = Decision(GLA, target_priors=PRIORS)
         (GLA, PLAIN, PLAIN, None),
         (GLA, PLAIN, None, "every class is equally frequent"),  # Forgotten in the export.
         (GLA, BY_COSTS, None, "every class is equally frequent"),
+        (GLA, GLALoss(PRIORS, from_logits=False), None, "every class is equally frequent"),
+        (GLA, EVEN_COSTS, None, "every class is equally frequent"),
         (GLA, None, PLAIN, r"class mix \[0.9, 0.09, 0.01\]"),  # The rule that is served.
         (GLA, GLA, PLAIN, None),  # Both are stated.
         (GCA, None, None, "every class is equally frequent"),

@@ -167,6 +167,15 @@ def test_a_function_is_as_its_name():
         score=lambda c: np.where(macro_f1(c) < first - 1e-6, np.nan, -macro_f1(c)),
     )
     assert -first - 1e-6 <= found.score <= -first + 1e-6
+    # Also of a step of the way, on the parts left out.
+    least = by_name.expected_score
+    found = find_decision(
+        *(z, y, loss),
+        sample_weight=w,
+        folds=3,
+        score=lambda c: np.where(macro_f1(c) < least, np.nan, macro_f1(c)),
+    )
+    assert found.decision == by_name.decision
 
 
 def test_floors_are_kept():
@@ -205,6 +214,14 @@ def test_floors_of_two_classes_are_exact():
     assert find_decision(difference, y, loss, min_recall={1: 1.0, 0: best}).recalls[0] == best
 
 
+def test_floors_that_no_start_leads_to_are_kept(rng):
+    z, y, priors = problem(0, 100, 5, ratio=10, noise=2.0)
+    floors = recalls_of(y, by_mix(z, 1.5 * rng.normal(size=5)))
+    kept = dict(enumerate(floors))
+    found = find_decision(z, y, GLALoss(priors, tau=0), min_recall=kept, folds=None)
+    assert (found.recalls >= floors - 1e-9).all()
+
+
 def test_many_classes_of_recall_0_are_found_one_by_one():
     z, y, priors = problem(7, 300, 8, ratio=100, noise=1.5)
     z = z + 5.0 * np.arange(8)[::-1]  # All starts decide for few classes.
@@ -223,6 +240,12 @@ def test_priors_weight_the_data(rng):
     assert first.decision == second.decision
     expected = sk.f1_score(y, first.decision(z), average="macro", sample_weight=w)
     np.testing.assert_allclose([first.score, second.score], expected)
+    # Of weights too.
+    given = 0.5 + rng.random(len(y))
+    w = given * (wanted / np.bincount(y, given))[y]
+    found = find_decision(z, y, loss, priors=wanted, sample_weight=given, folds=None)
+    expected = sk.f1_score(y, found.decision(z), average="macro", sample_weight=w)
+    np.testing.assert_allclose(found.score, expected)
     assert first.decision != find_decision(z, y, loss, folds=None).decision
     # A weight of 2 is an example that is there twice.
     twice = find_decision(
@@ -251,6 +274,14 @@ def test_expected_score_is_that_of_new_data():
     assert abs(np.mean(honest)) < 0.5 * np.mean(too_good)
 
 
+def test_a_seed_draws_the_parts():
+    z, y, priors = problem(3, 80, 4, ratio=10, noise=1.5)
+    loss = GLALoss(priors, tau=0)
+    scores = [find_decision(z, y, loss, seed=seed).expected_score for seed in (0, 0, 1, 2)]
+    assert scores[0] == scores[1]
+    assert len(set(scores)) > 1
+
+
 def test_each_part_is_decided_by_the_others():
     # Two examples a class, that contradict each other: what one part teaches is wrong for another.
     logits = np.array([0.0, 1.0, 2.0, 3.0])
@@ -267,6 +298,14 @@ def test_each_part_is_decided_by_the_others():
     assert find_decision(logits[:3], labels[:3], loss)[3:] == (None, None)
     many = find_decision(logits, labels, loss, score="accuracy", folds=50)
     assert many.expected_score is not None
+
+
+def test_a_part_that_is_left_out_leaves_the_class_mix_as_it_is():
+    """Or a label left out by itself would be in the minority, and never what is decided."""
+    found = find_decision(
+        np.zeros(8), np.arange(8) % 2, BinaryGLALoss(0.5), score="accuracy", folds=8
+    )
+    assert found.score == found.expected_score == 0.5
 
 
 def test_goes_a_part_of_the_way_that_cross_fitting_chooses():
@@ -294,6 +333,16 @@ def test_goes_a_part_of_the_way_that_cross_fitting_chooses():
         gains.append(reached[0] - reached[1])
     assert len(set(steps)) > 2
     assert np.mean(gains) > 0.01
+
+
+@pytest.mark.parametrize(("seed", "num_classes"), [(18, 5), (120, 3)])
+def test_a_part_of_the_way_is_no_worse_than_the_starts(seed, num_classes):
+    """Though cross-fitting would choose a step that is, on these data."""
+    z, y, priors = problem(seed, 40, num_classes, noise=2.0)
+    found = find_decision(z, y, GLALoss(priors, tau=0))
+    for log_mix in starts(priors):
+        decided = by_mix(z, log_mix - np.log(priors))
+        assert sk.f1_score(y, decided, average="macro") <= found.score + 1e-9
 
 
 def test_of_a_single_example_or_with_floors_all_of_the_way(rng):

@@ -939,12 +939,13 @@ def test_pictures_read_labels_of_any_dtype(dtype):
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [0, 1])
 
 
-@pytest.mark.parametrize("labels", [[], [[0, 1, 2]], [0.5], ["a"], [-1]])
+@pytest.mark.parametrize("labels", [[], [[0, 1, 2]], [[0.5, 0.5]], [0.5], ["a"], [-1]])
 def test_pictures_refuse_what_is_no_class(labels):
     with pytest.raises(ValueError, match="`labels` must be"):
         plots.confusion_matrix(labels, labels)
-    with pytest.raises(ValueError, match="`labels` must be"):
-        plots.reliability_diagram(np.full((1, 2), 0.5), labels)
+    for bad in (labels, [2]):
+        with pytest.raises(ValueError, match="`labels` must be"):
+            plots.reliability_diagram(np.full((1, 2), 0.5), bad)
 
 
 # Ids and losses of any shape.

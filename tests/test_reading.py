@@ -307,6 +307,14 @@ def test_arrays_by_every_reader(form, reader, inputs):
 SLICES = [slice(i, i + SIZE) for i in range(0, N, SIZE)]
 
 
+@pytest.mark.parametrize("size", [1, SIZE, N - 1, N, N + 1])
+def test_slices_of_arrays_are_together_the_arrays(size):
+    slices = list(reading.read((X, Y, W), batch_size=size))
+    for parts, whole in zip(zip(*slices, strict=True), (X, Y, W), strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert [len(batch.y) for batch in slices[:-1]] == [size] * (len(slices) - 1)
+
+
 @pytest.mark.parametrize("read", [adapted, updated])
 @pytest.mark.parametrize("form", ARRAYS)
 def test_labels_in_arrays(form, read):
@@ -321,12 +329,21 @@ def test_labels_in_arrays(form, read):
     np.testing.assert_array_equal(read(y, None, sample_weight=w), np.bincount(Y, W))
 
 
+class Foreign:
+    """Is read as an array and in no other way, without a shape, as those of Arrow."""
+
+    def __array__(self, dtype=None, copy=None):
+        return Y.astype(dtype)
+
+
 LABELS_ALONE = {
     "list of arrays": lambda: np.array_split(Y, 3),
     "list of lists": lambda: [part.tolist() for part in np.array_split(Y, 3)],
     "list": lambda: Y.tolist(),
     "tuple": lambda: tuple(Y.tolist()),
     "range of each": lambda: (int(y) for y in Y),
+    "lists of NumPy's numbers": lambda: (list(part) for part in np.split(Y, N // 2)),
+    "array of another library": Foreign,
     "tuples of one": lambda: [(part,) for part in np.array_split(Y, 3)],
     "dicts of one": lambda: [{"label": part} for part in np.array_split(Y, 3)],
     "frame": lambda: pd.DataFrame({"y": Y}),
@@ -464,6 +481,13 @@ FINITE = {
 def test_number_of_batches(name, make):
     data, expected = make()
     assert reading.number_of_batches(data) == expected
+
+
+@pytest.mark.parametrize("reader", READERS.keys() - {"PerClassReport"})  # Reads each epoch.
+def test_steps_take_no_batch_more_than_they_read(reader):
+    rest = iter(batches((X, Y, W)))
+    READERS[reader][0](rest, X, steps=2)
+    assert len(list(rest)) == 2
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, "2", True])
@@ -628,7 +652,7 @@ def test_a_report_takes_its_output_of_labels_and_weights():
 def test_long_tail_of_dicts_and_tables(make):
     y = np.repeat([0, 1, 2], 8)
     x = np.arange(24.0)
-    inputs, labels = datasets.long_tail(make(a=x, b=[x, -x]), y, imbalance_ratio=4)
+    inputs, labels = datasets.long_tail(make(a=x, b=[x, (-x).tolist()]), y, imbalance_ratio=4)
     expected, same = datasets.long_tail(x, y, imbalance_ratio=4)
     np.testing.assert_array_equal(labels, same)
     np.testing.assert_array_equal(inputs["a"], expected)

@@ -312,6 +312,30 @@ def test_labels_of_any_integer_dtype(make, dtype, ignored, rng):
     assert float(make(ignore_class=ignored)(y, z)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32"])
+def test_the_largest_number_can_be_padding(dtype, rng):
+    if dtype == "uint32" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has 32 bits, one of them the sign")
+    y, z = batch(rng, (40,))
+    padding = int(np.iinfo(dtype).max)
+    padded = np.where(y == 0, padding, y).astype(dtype)
+    for function in (gla_loss, gca_loss):
+        ours = numpy(function(padded, z, PRIORS, ignore_class=padding))
+        np.testing.assert_array_equal(ours == 0, y == 0)
+    prior = ClassPrior(K, ignore_class=padding, counts=PRIORS)
+    np.testing.assert_array_equal(numpy(prior(padded)) == 0, y == 0)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has 32 bits")
+def test_arrays_keep_their_precision(make, rng):
+    """Lists, which Python has in float64 only, do not."""
+    y, z = rng.integers(0, K, 40), rng.standard_normal((40, K))
+    loss = make(reduction=None, dtype="float64")
+    expected = numpy(loss(y, ops.convert_to_tensor(z)))
+    np.testing.assert_array_equal(numpy(loss(y, z)), expected)
+    np.testing.assert_allclose(numpy(loss(y, z.tolist())), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("time", [1, 2, 5])
 def test_binary_labels_of_steps_with_or_without_an_axis_of_1(time, rng):
     y = rng.integers(0, 2, (6, time))
@@ -465,6 +489,7 @@ def test_columns_do_not_broadcast(binary, shapes, rng):
     loss = binary(0.1, reduction=None)
     ours = numpy(loss(y.reshape(shapes[0]), z.reshape(shapes[1])))
     np.testing.assert_array_equal(ours, numpy(loss(y, z)))
+    assert loss(y[:1], z[:1]).shape == (1,)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="dynamic shapes")
