@@ -88,7 +88,8 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(content, page, config, files):
-    content = re.sub(r'(?s)<(div|span) class="arithmatex">(.*?)</\1>', formula, content)
+    content = re.sub(r'(?s)<(div|span) class="arithmatex">(.*?)</\1>([).,:;]*)', formula, content)
+    content = re.sub(r"\s±\s", "\u00a0±\u00a0", content)  # A number and its error stay together.
     pictures = {file.url: file for file in files.media_files()}
 
     def picture(found):
@@ -101,10 +102,12 @@ def on_page_content(content, page, config, files):
 
 
 def formula(found):
-    """Makes MathML of a formula that `pymdownx.arithmatex` has found."""
+    """Makes MathML of a formula that `pymdownx.arithmatex` has found; a comma stays with it."""
     text = html.unescape(found[2]).strip()[2:-2]  # Without \\( and \\), or \\[ and \\].
     text = re.sub(r"\\log (?=[a-z\\])", r"\\log\\, ", text)  # latex2mathml leaves no space.
-    return convert(text, display="block" if found[1] == "div" else "inline")
+    if found[1] == "div":
+        return convert(text, display="block")
+    return f'<span class="formula">{convert(text)}{found[3]}</span>'
 
 
 def width(png):
