@@ -64,9 +64,26 @@ def test_formulas_are_mathml(site):
         assert "arithmatex" not in page.read_text()
 
 
+def test_wide_pictures_stay_readable_on_a_phone(site):
+    """The three matrices, 15 inches wide, scroll sideways; what is white darkens at night."""
+    for page in ("results", "tutorials/decision"):
+        text = (site / page / "index.html").read_text()
+        assert '<p class="white picture"><img style="width: clamp(840px, 100%, 1200px)"' in text
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert text.count("<img ") == text.count('picture"><img style=')
+
+
+def test_what_is_returned_is_one_item(site):
+    """A sentence of several lines is not one item per line."""
+    for page in (site / "api").rglob("*.html"):
+        for items in re.findall(r"(?s)Returns:</span>.*?</ul>", page.read_text()):
+            assert items.count("<li") == 1
+
+
 def test_rooms_are_drawn(site):
     text = (site / "contributing" / "index.html").read_text()
-    (drawing,) = re.findall(r'(?s)<svg class="rooms".*?</svg>', text)
+    (drawing,) = re.findall(r'(?s)<div class="rooms"><svg.*?</svg>', text)
     assert "mermaid" not in text
     for room in ("surrogates", "losses", "tuning.grid"):
         assert f">{room}</text>" in drawing

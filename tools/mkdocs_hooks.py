@@ -1,4 +1,4 @@
-"""MkDocs hooks: pages written elsewhere in the repository, tutorials, notebooks and formulas."""
+"""MkDocs hooks: pages written elsewhere in the repository, tutorials, formulas and pictures."""
 
 import html
 import pathlib
@@ -87,11 +87,32 @@ def on_page_markdown(markdown, page, config, files):
     return rooms.with_svg(markdown)
 
 
-def on_page_content(content, **kwargs):
-    """Makes MathML of the formulas that `pymdownx.arithmatex` has found."""
+def on_page_content(content, page, config, files):
+    content = re.sub(r'(?s)<(div|span) class="arithmatex">(.*?)</\1>([).,:;]*)', formula, content)
+    content = re.sub(r"\s±\s", "\u00a0±\u00a0", content)  # A number and its error stay together.
+    pictures = {file.url: file for file in files.media_files()}
 
-    def formula(found):
-        text = html.unescape(found[2]).strip()[2:-2]  # Without \\( and \\), or \\[ and \\].
-        return convert(text, display="block" if found[1] == "div" else "inline")
+    def picture(found):
+        file = pictures[posixpath.normpath(posixpath.join(page.url, found[2]))]
+        # Those of docs/img are transparent; site.css darkens the others, which are white.
+        kind = "picture" if file.src_uri.startswith("img/") else "white picture"
+        return f'<p class="{kind}"><img style="width: {width(file.content_bytes)}" {found[1]}></p>'
 
-    return re.sub(r'(?s)<(div|span) class="arithmatex">(.*?)</\1>', formula, content)
+    return re.sub(r'<p><img ([^>]*src="([^"]*)"[^>]*?) ?/?></p>', picture, content)
+
+
+def formula(found):
+    """Makes MathML of a formula that `pymdownx.arithmatex` has found; a comma stays with it."""
+    text = html.unescape(found[2]).strip()[2:-2]  # Without \\( and \\), or \\[ and \\].
+    text = re.sub(r"\\log (?=[a-z\\])", r"\\log\\, ", text)  # latex2mathml leaves no space.
+    if found[1] == "div":
+        return convert(text, display="block")
+    return f'<span class="formula">{convert(text)}{found[3]}</span>'
+
+
+def width(png):
+    """Returns the width of a picture: such that its text is as large as the page's, or nearly."""
+    pixels = int.from_bytes(png[16:20])
+    density = png.index(b"pHYs") + 4
+    inches = pixels / int.from_bytes(png[density : density + 4]) / 0.0254
+    return f"clamp({56 * inches:.0f}px, 100%, {min(pixels, 103 * inches):.0f}px)"

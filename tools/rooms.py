@@ -113,11 +113,11 @@ def svg(width=880, step=66, height=26):
             f'height="{height}" rx="4"/><text x="{x:.0f}" y="{y + 4:.0f}">{room}</text>'
         )
     return (
-        f'<svg class="rooms" viewBox="0 0 {width} {(len(rows) - 1) * step + 40}" role="img" '
+        f'<div class="rooms"><svg viewBox="0 0 {width} {(len(rows) - 1) * step + 40}" role="img" '
         'aria-label="Which room of the package imports which" fill="none" stroke="currentColor">'
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="2" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="currentColor"/></marker>'
-        f"</defs>{''.join(drawn)}</svg>"
+        f"</defs>{''.join(drawn)}</svg></div>"
     )
 
 
