@@ -129,8 +129,9 @@ def test_the_published_table():
     ce, logit_adjusted, *others = long_trainings.ROWS
     result = {"recalls": [0.7] * 10, "recalls_of_posterior": [0.76] * 10, "images_per_second": 300}
     result |= {"train_recalls": [0.9] * 10, "seconds": 8000}
+    result["offsets"] = {str(i / 4): 0.7 + i / 100 for i in range(-4, 9)}
     runs = [{"settings": row.settings(), "result": result} for row in (ce, logit_adjusted)]
-    published, *_, left = literature.report(runs).split("## ")[1:]
+    published, by_strength, *_, left = literature.report(runs).split("## ")[1:]
     rows = [line.split(" | ")[1:] for line in published.splitlines() if "cifar10," in line]
     assert rows == [
         ["ce", "71.25", literature.DDC, "70.0", "-1.2", "yes |"],
@@ -139,6 +140,7 @@ def test_the_published_table():
         ["logit_adjusted", "77.89", literature.MENON, "70.0", "-7.9", "no |"],
         ["logit_adjusted", "77.54", literature.TRICKS, "70.0", "-7.5", "no |"],
     ]
+    assert by_strength.count("| 70.0 | 72.0 | 74.0 | 76.0 | 78.0 |") == 2
     hours = dict(re.findall(r"\| (.+) \| ([0-9.]+) \|", left))
     assert list(hours) == [row.title() for row in others]
     # 200 epochs of 12,406 images at 300 a second; cross-entropy's state saves four fifths.

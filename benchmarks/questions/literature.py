@@ -36,6 +36,7 @@ PUBLISHED = {
         "logit_adjusted": [(44.06, MENON), (42.99, TRICKS)],
     },
 }
+STRENGTHS = ("0.0", "0.5", "1.0", "1.5", "2.0")
 CLOSE = 3.0  # Points; the seed of the subset alone moves CIFAR-10 by 1.5 to 3.
 
 
@@ -51,6 +52,7 @@ def report(runs):
         tested = training_tables.tested(conditions)
         sections = [
             f"## Beside the published numbers\n\n{beside_published(tested)}",
+            f"## By the strength of an adjustment afterwards\n\n{by_strength(tested)}",
             f"## Summary\n\n{training_tables.summary(tested)}",
             training_tables.in_full(conditions),
         ]
@@ -75,6 +77,19 @@ def beside_published(tested):
 {MENON} is not He et al.'s ResNet-32, and trains about six times as long.
 
 {stats.table([*columns, f"within {CLOSE:g} points"], rows)}"""
+
+
+def by_strength(tested):
+    """Returns the balanced accuracy of `logits - tau log prior` by tau."""
+    rows = []
+    for condition, of_losses in tested.items():
+        for (loss, _), of_seeds in of_losses.items():
+            curves = [run["offsets"] for run in of_seeds.values()]
+            means = [100 * statistics.mean(curve[tau] for curve in curves) for tau in STRENGTHS]
+            rows.append([condition.title, loss, *(f"{mean:.1f}" for mean in means)])
+    return f"""Seen on the test set: which one is best has to be found on held-out data.
+
+{stats.table(["condition", "loss", *(f"tau {tau}" for tau in STRENGTHS)], rows)}"""
 
 
 def still_to_run(runs):
