@@ -746,10 +746,10 @@ def test_the_posterior_of_another_mix_ends_a_model(rng, tmp_path):
 @pytest.mark.parametrize(
     "loss",
     [
-        GLALoss([80, 15, 5]),
+        pytest.param(GLALoss([80, 15, 5]), marks=pytest.mark.slow),
         GCALoss([80, 15, 5]),
-        GCALoss([80, 15, 5], label_smoothing=0.1),
-        BinaryGLALoss(0.1),
+        pytest.param(GCALoss([80, 15, 5], label_smoothing=0.1), marks=pytest.mark.slow),
+        pytest.param(BinaryGLALoss(0.1), marks=pytest.mark.slow),
         BinaryGCALoss([0.1, 0.2, 0.3]),
     ],
     ids=lambda loss: loss.name,

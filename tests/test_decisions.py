@@ -357,7 +357,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def half_slow(cases):
+    """Every other of the cases, each of which is compiled, among the slow tests."""
+    return [
+        pytest.param(of, id=" ".join(of), marks=[pytest.mark.slow] * (i % 2))
+        for i, of in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize("case", half_slow(CASES))
 def test_as_the_end_of_a_model(case, rng, tmp_path):
     loss, rule, shape = CASES[case]
     decision = Decision(loss, **rule)
@@ -384,7 +392,7 @@ def test_a_layer_refuses_what_does_not_fit():
         Decision(BinaryGLALoss([0.1, 0.2, 0.3]))(keras.Input((2,)))
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize("case", half_slow(CASES))
 def test_compiled(case, rng):
     loss, rule, shape = CASES[case]
     decision = Decision(loss, **rule)

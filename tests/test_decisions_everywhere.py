@@ -47,7 +47,13 @@ def outputs_of(surrogate):
     return 1 if not surrogate.axes else surrogate.num_labels or len(surrogate.priors)
 
 
-@pytest.fixture(params=RULES)
+# Others of the same kind are quick.
+SLOW = {"mix", "mix, smoothed", "mix, tau", "logits", "labels, costs"}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RULES]
+)
 def case(request):
     """A rule, a model that gives its inputs as logits, and what is decided away from ties."""
     decision = RULES[request.param]

@@ -59,6 +59,7 @@ def test_jax_machines():
     assert first == second
 
 
+@pytest.mark.slow
 @on("tensorflow")
 def test_mirrored_and_tpu():
     code = f"""

@@ -14,6 +14,7 @@ import tabular
 mpl.use("Agg")
 
 
+@pytest.mark.slow
 def test_main_job(tmp_path, capsys, monkeypatch):
     fit, logs = keras.Model.fit, []
 

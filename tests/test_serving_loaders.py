@@ -76,6 +76,7 @@ def assert_same(actual, expected):
         assert actual[name].dtype == values.dtype or name == "class_name"
 
 
+@pytest.mark.slow
 def test_c_loader(version, x, answers, tmp_path):
     """The script ends with an assertion that Python's TensorFlow was never imported."""
     for signature, expected in answers.items():
@@ -120,6 +121,7 @@ def test_c_loader_takes_strings(tmp_path):
     assert answer["class_name"].tolist() == [NAMES[1], NAMES[2], NAMES[0], NAMES[0]]
 
 
+@pytest.mark.slow
 def test_saved_model_cli(version, x, answers, tmp_path):
     np.save(tmp_path / "x.npy", x)
     # Its entry point, since the script need not be on the PATH.
@@ -261,6 +263,7 @@ def test_grpc_client(server, version, x, answers, tmp_path, capsys):
     assert f"class_name: {names}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_example_serves_digits(tmp_path, capfd):
     pytest.importorskip("matplotlib").use("Agg")
     serve = importlib.import_module("serve")

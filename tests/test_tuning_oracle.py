@@ -493,6 +493,7 @@ def run(code):
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_import_leaves_keras_tuner_as_it_is():
     modules = [path.stem for path in pathlib.Path(tuning.__file__).parent.glob("[!_]*.py")]
     assert {"grid", "folds", "hypermodel", "oracle"} <= set(modules)
