@@ -359,14 +359,23 @@ _FORMS_OF_TENSORFLOW = ("Reshape", "Cast", "Identity", "Squeeze", "ExpandDims")
 _FORMS_OF_TORCH = ("View", "UnsafeView", "ReshapeAlias", "ToCopy", "Squeeze", "Unsqueeze", "Clone")
 
 
+_PROBABILITIES = (
+    "Expected logits in `y_pred` since `from_logits=True`, but it is the output of a softmax or "
+    "sigmoid. Remove that activation from the model's last layer, or pass `from_logits=False`."
+)
+
+
 def refuse_probabilities(y_pred: Tensor) -> None:
     """Raises if `y_pred` comes out of a softmax or sigmoid."""
     if are_probabilities(y_pred):
-        raise ValueError(
-            "Expected logits in `y_pred` since `from_logits=True`, but it is the output of a "
-            "softmax or sigmoid. Remove that activation from the model's last layer, or pass "
-            "`from_logits=False`."
-        )
+        raise ValueError(_PROBABILITIES)
+
+
+def refuse_symbolic_probabilities(y_pred: keras.KerasTensor) -> None:
+    """Raises if a symbolic tensor comes out of a softmax or sigmoid: on JAX that is all to see."""
+    layer = next(filter(_changes_numbers, _before(y_pred)), None)
+    if _gives_probabilities(layer):
+        raise ValueError(_PROBABILITIES)
 
 
 def refuse_probability_layer(model: keras.Model, output_name: str | None = None) -> None:
@@ -444,7 +453,11 @@ def probability_layer(model: keras.Model, output_name: str | None = None) -> Any
     `None` also for a subclassed model: its layers do not say in which order they are called.
     """
     layer = layer_at_end(model, output_name)
-    return layer if is_softmax(layer) or _is_activation(layer) else None
+    return layer if _gives_probabilities(layer) else None
+
+
+def _gives_probabilities(layer: Any) -> bool:
+    return is_softmax(layer) or _is_activation(layer)
 
 
 def is_softmax(layer: Any) -> bool:
@@ -465,10 +478,12 @@ def layer_at_end(model: keras.Model, output_name: str | None = None) -> Any:
 
 def layers_from_the_end(model: keras.Model, output_name: str | None = None) -> Iterator[Any]:
     """Yields the layers and operations of a model that change numbers, from an output backwards."""
-    for layer in _from_the_end(model, output_name):
-        kind, activation = type(layer).__name__, getattr(layer, "activation", None)
-        if kind not in _FORMS and (kind, activation) != ("Activation", keras.activations.linear):
-            yield layer
+    return filter(_changes_numbers, _from_the_end(model, output_name))
+
+
+def _changes_numbers(layer: Any) -> bool:
+    kind, activation = type(layer).__name__, getattr(layer, "activation", None)
+    return kind not in _FORMS and (kind, activation) != ("Activation", keras.activations.linear)
 
 
 # Layers and operations that change no number of an answer.
@@ -486,7 +501,11 @@ def _from_the_end(model: keras.Model, output_name: str | None = None) -> Iterato
             for layer in reversed(model.layers):
                 yield from _within(layer)
         return
-    tensor = model.outputs[0] if output_name is None else model.output[output_name]
+    yield from _before(model.outputs[0] if output_name is None else model.output[output_name])
+
+
+def _before(tensor: Any) -> Iterator[Any]:
+    """Yields the layers and operations that a symbolic tensor comes from, the last one first."""
     while (history := getattr(tensor, "_keras_history", None)) is not None:
         operation, node = history.operation, history.node_index
         yield from _within(operation)

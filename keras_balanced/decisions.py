@@ -393,10 +393,19 @@ def _decision_by(function, loss):
     return decision
 
 
+_OF_TRAINING = ("name", "reduction", "dtype", "ignore_class")
+
+
 def _share(loss, other, method):
-    """Returns whether a method gives the same: a subclass's own depends on all its arguments."""
+    """Returns whether a method gives the same: a subclass's own depends on its own arguments."""
     ours = getattr(BalancedLoss, method)
-    return loss == other or all(getattr(type(of), method) is ours for of in (loss, other))
+    if all(getattr(type(of), method) is ours for of in (loss, other)):
+        return True
+    first, second = (
+        {name: value for name, value in of.get_config().items() if name not in _OF_TRAINING}
+        for of in (loss, other)
+    )
+    return type(loss) is type(other) and first == second
 
 
 def _check_loss(loss):

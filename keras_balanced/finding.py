@@ -184,7 +184,7 @@ def find_decision(
 
 def _examples(base, y_pred, labels, sample_weight):
     """Returns class ids `(N,)` and weights of the examples that count, and which these are."""
-    check_predictions(base.loss, y_pred)
+    check_predictions(base.loss, y_pred, least=1)
     _, ids, weights, kept = labelled(base.loss, y_pred, labels, sample_weight, "the held-out data")
     _check_examples(ids, weights, base.loss.surrogate)
     return ids, weights, kept

@@ -301,7 +301,8 @@ class LogitAdjustment(keras.layers.Layer):
         from_logits: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        # Cast, predictions would lose the mark of a softmax, and digits.
+        super().__init__(autocast=False, **kwargs)
         if binary is None:
             binary = validation.is_number(priors) or getattr(priors, "multi_label", False)
         self.binary = bool(binary)
@@ -317,6 +318,9 @@ class LogitAdjustment(keras.layers.Layer):
             self.activation = keras.activations.get("sigmoid" if self.binary else "softmax")
 
     def __call__(self, y_pred, **kwargs):
+        if not backends.is_dense_tensor(y_pred):
+            array = targets.as_numpy("`logits`", y_pred)
+            targets.check_predictions(array, self.from_logits, self.binary)
         return super().__call__(targets.as_tensor("logits", y_pred), **kwargs)
 
     def call(self, y_pred, training=False):
@@ -332,8 +336,7 @@ class LogitAdjustment(keras.layers.Layer):
             targets.check_classes(y_pred, len(shift), binary="the positive rate as `priors`")
         if training:
             return y_pred
-        dtype = keras.backend.standardize_dtype(y_pred.dtype)
-        dtype = dtype if keras.backend.is_float_dtype(dtype) else self.compute_dtype
+        dtype = self._dtype_of(y_pred)
         if self.from_logits:
             return self._adjusted(ops.cast(y_pred, dtype), shift)
         logits = self._adjusted(formula.as_logits(y_pred, one_logit, from_logits=False), shift)
@@ -343,8 +346,18 @@ class LogitAdjustment(keras.layers.Layer):
     def _adjusted(self, logits, shift):
         return formula.mask_absent(logits - backends.like(logits, shift), self.surrogate)
 
+    def _dtype_of(self, y_pred):
+        dtype = keras.backend.standardize_dtype(y_pred.dtype)
+        return dtype if keras.backend.is_float_dtype(dtype) else self.compute_dtype
+
     def compute_output_shape(self, input_shape):
         return input_shape
+
+    def compute_output_spec(self, y_pred, training=False):
+        if self.from_logits:
+            backends.refuse_symbolic_probabilities(y_pred)
+        super().compute_output_spec(y_pred, training=training)  # Raises for shapes.
+        return keras.KerasTensor(y_pred.shape, self._dtype_of(y_pred))
 
     def get_config(self) -> dict[str, Any]:
         return {

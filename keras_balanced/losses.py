@@ -259,6 +259,7 @@ def of_predictions(loss: BalancedLoss, function: Callable[[Tensor], Tensor], y_p
         check_predictions(loss, y_pred)
     elif not backends.is_dense_tensor(y_pred):
         y_pred = targets.as_tensor("y_pred", y_pred)
+        check_predictions(loss, ops.convert_to_numpy(y_pred))
 
     def of_tensor(y_pred):
         return function(loss.logits(y_pred))
@@ -266,25 +267,10 @@ def of_predictions(loss: BalancedLoss, function: Callable[[Tensor], Tensor], y_p
     return backends.of_rows(of_tensor, y_pred, loss.surrogate.axes)
 
 
-def check_predictions(loss: BalancedLoss, y_pred: np.ndarray) -> None:
-    """Raises for an array of probabilities where a loss takes logits, or the other way round.
-
-    Arrays bear no mark of a softmax. Of a few rows a sum of 1 may be chance.
-    """
-    if not loss.from_logits:
-        if (y_pred < 0).any():
-            raise ValueError(
-                "`y_pred` must be probabilities, since the loss has `from_logits=False`. "
-                "Received: negative numbers, such as logits or log-probabilities"
-            )
-    elif not loss.surrogate.binary and y_pred.ndim > 1 and y_pred[..., 0].size >= 10:
-        sums = y_pred.sum(axis=-1, dtype="float64")
-        if (y_pred >= 0).all() and np.allclose(sums, 1.0, atol=1e-3):
-            raise ValueError(
-                "`y_pred` must be logits, since the loss has `from_logits=True`. Received: numbers "
-                "that sum to 1 for every example; pass logits, or the loss with "
-                "`from_logits=False`, as in `GLALoss(priors, tau=0, from_logits=False)`"
-            )
+def check_predictions(loss: BalancedLoss, y_pred: np.ndarray, least: int = 10) -> None:
+    """Raises as `targets.check_predictions` does, unless the loss reads predictions its own way."""
+    if type(loss).logits is BalancedLoss.logits:
+        targets.check_predictions(y_pred, loss.from_logits, loss.surrogate.binary, least)
 
 
 def has_posterior(loss: BalancedLoss) -> bool:
@@ -299,10 +285,12 @@ def has_posterior(loss: BalancedLoss) -> bool:
 def check_posterior(loss: BalancedLoss) -> None:
     """Raises for a loss whose posterior would be that of another `call`."""
     if not has_posterior(loss):
+        owner = next(base for base in type(loss).__mro__ if "call" in vars(base))
+        whose = "" if owner is type(loss) else f", whose `call` is that of {owner.__name__}"
         raise ValueError(
             "`loss` must override `log_posterior` too where it overrides `call`, or say "
             "`log_posterior = BalancedLoss.log_posterior` in its class, where that is right. "
-            f"Received: {validation.kind_of(loss)}"
+            f"Received: {validation.kind_of(loss)}{whose}"
         )
 
 
@@ -314,6 +302,7 @@ class _Posterior(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
+        check_posterior(self.loss)
         surrogate = self.loss.surrogate
         surrogate.check_mix("priors", priors)
         self.priors = validation.as_json(priors, surrogate.binary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -276,6 +277,28 @@ def match_binary(
     if None in shapes[0] or true_shape != shapes[0]:
         y_true = ops.reshape(y_true, ops.shape(logits))
     return y_true, logits
+
+
+def check_predictions(y_pred: np.ndarray, from_logits: bool, binary: bool, least: int = 10) -> None:
+    """Raises for an array of probabilities where logits are wanted, or the other way round.
+
+    Arrays bear no mark of a softmax. Of fewer than `least` rows a sum of 1 may be chance.
+    """
+    if not from_logits:
+        if (y_pred < 0).any():
+            raise ValueError(
+                "`y_pred` must be probabilities, since `from_logits=False`. "
+                "Received: negative numbers, such as logits or log-probabilities"
+            )
+    elif not binary and y_pred.ndim > 1 and math.prod(y_pred.shape[:-1]) >= least:
+        sums = y_pred.sum(axis=-1, dtype="float64")
+        # bfloat16 has three digits.
+        if (y_pred >= 0).all() and np.allclose(sums, 1.0, atol=1e-2):
+            raise ValueError(
+                "`y_pred` must be logits, since `from_logits=True`. Received: numbers "
+                "that sum to 1 for every example; pass logits, or `from_logits=False`, as in "
+                "`GLALoss(priors, tau=0, from_logits=False)`"
+            )
 
 
 def as_signed(labels: Tensor) -> Tensor:

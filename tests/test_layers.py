@@ -495,6 +495,40 @@ def test_logit_adjustment_refuses_a_softmax():
         LogitAdjustment([6, 3, 1])(keras.layers.Softmax()(np.zeros((1, 3), "float32")))
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_logit_adjustment_refuses_a_model_with_a_softmax(policy):
+    head = keras.layers.Dense(3, "softmax", dtype="float32")
+    of_softmax = keras.layers.Reshape((3,), dtype="float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, dtype=policy), head])
+    for end in ([], [of_softmax]):
+        with pytest.raises(ValueError, match="output of a softmax"):
+            keras.Sequential([model, *end, LogitAdjustment([6, 3, 1], dtype=policy)])
+        keras.Sequential([model, *end, LogitAdjustment([6, 3, 1], from_logits=False, dtype=policy)])
+
+
+def test_logit_adjustment_of_arrays_that_are_something_else(rng):
+    z = rng.standard_normal((20, 3)).astype("float32")
+    p = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+    for wrong in (p, p.tolist(), p + 0.003):  # As of bfloat16.
+        with pytest.raises(ValueError, match="sum to 1 for every example"):
+            LogitAdjustment([6, 3, 1])(wrong)
+    for wrong in (z, z.tolist()):
+        with pytest.raises(ValueError, match="must be probabilities, since `from_logits=False`"):
+            LogitAdjustment([6, 3, 1], from_logits=False)(wrong)
+
+
+def test_logit_adjustment_keeps_the_digits_of_a_float32_head(rng):
+    z = 5 * rng.standard_normal((50, 3)).astype("float32")
+    expected = ops.convert_to_numpy(LogitAdjustment([6, 3, 1])(z))
+    answer = LogitAdjustment([6, 3, 1], dtype="mixed_bfloat16")(ops.convert_to_tensor(z))
+    assert keras.backend.standardize_dtype(answer.dtype) == "float32"
+    np.testing.assert_array_equal(ops.convert_to_numpy(answer), expected)
+    model = keras.Sequential(
+        [keras.Input((3,)), LogitAdjustment([6, 3, 1], dtype="mixed_bfloat16")]
+    )
+    assert model.outputs[0].dtype == "float32"
+
+
 def test_logit_adjustment_leaves_training_alone(rng):
     x, y = rng.standard_normal((32, 4)).astype("float32"), rng.integers(0, 3, 32)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])

@@ -199,10 +199,27 @@ OF_LOGITS = Decision(GLALoss(PRIORS, tau=0))
 )
 def test_arrays_of_probabilities_are_refused_where_logits_are_expected(read, rng):
     z = rng.normal(size=(30, 3)).astype("float32")
-    with pytest.raises(ValueError, match="sum to 1 for every example; pass logits, or the loss"):
+    with pytest.raises(
+        ValueError, match="sum to 1 for every example; pass logits, or `from_logits=False`"
+    ):
         read(softmax(z))
+    with pytest.raises(ValueError, match="sum to 1 for every example"):
+        read(softmax(z).tolist())
     read(z)
     read(np.full((30, 3), 1 / 3 + 0.01, "float32"))  # Logits need not sum to 1.
+
+
+class OfLogarithms(GLALoss):
+    """Reads predictions its own way."""
+
+    def logits(self, y_pred):
+        return keras.ops.log(y_pred)
+
+
+def test_what_a_loss_reads_its_own_way_may_sum_to_1(rng):
+    z = rng.normal(size=(30, 3)).astype("float32")
+    expected = np.asarray(Decision(GLALoss(PRIORS, tau=0))(z))
+    np.testing.assert_array_equal(Decision(OfLogarithms(PRIORS, tau=0))(softmax(z)), expected)
 
 
 def test_a_few_logits_may_sum_to_1():
@@ -251,5 +268,8 @@ def vs(gamma):
 def test_two_decide_alike_only_with_the_same_arguments(kind):
     decision = Decision(kind(0.1))
     assert decision.decides_as(Decision(kind(0.1)))
+    other = kind(0.1)
+    other.name = "another"
+    assert decision.decides_as(Decision(other))
     assert not decision.decides_as(Decision(kind(0.9)))
     assert not decision.decides_as(Decision(GLALoss([90, 9, 1])))

@@ -559,8 +559,11 @@ def test_a_chief_and_two_workers_of_which_one_is_killed(tmp_path):
         # The chief waits for it: end all, and start all again with the same ids.
         kill(*processes.values())
     (tmp_path / "worker0.go").touch()
-    for code, output in finish(*start_all().values()):
-        assert code == 0, output
+    chief, *workers = finish(*start_all().values())
+    for code, output in (chief, *workers):
+        # KerasTuner's chief ends when the grid has, also before a slow worker has asked it.
+        assert code == 0 or ("UNAVAILABLE" in output and output != chief[1]), output
+    assert any(code == 0 for code, _ in workers)
 
     trained = log("worker0") + log("worker1")
     assert len(trained) == 6

@@ -103,6 +103,7 @@ def still_to_run(runs):
     rows = [(row.title(), f"{long_trainings.hours(row, speed):.1f}") for row in left]
     return f"""## Still to be trained
 
-In this order, with the hours of each from its beginning at {speed:.0f} images a second.
+In this order, with the hours of each at {speed:.0f} images a second; a second phase goes on from
+the state of its first.
 
 {stats.table(["training", "hours"], rows)}"""
