@@ -397,7 +397,7 @@ _OF_TRAINING = ("name", "reduction", "dtype", "ignore_class")
 
 
 def _share(loss, other, method):
-    """Returns whether a method gives the same: a subclass's own depends on its own arguments."""
+    """Returns whether a method of two losses is the same: an override may read any argument."""
     ours = getattr(BalancedLoss, method)
     if all(getattr(type(of), method) is ours for of in (loss, other)):
         return True

@@ -255,7 +255,7 @@ class LogitAdjustment(keras.layers.Layer):
     outputs = logits - tau * (logit(priors) - logit(target_priors))   # one logit: rates
     ```
 
-    Of probabilities it takes the logarithm, and gives probabilities again.
+    With `from_logits=False` inputs and outputs are probabilities; the formula is of their logits.
 
     Args:
         priors: Class mix of the data that the model was trained on: `K` counts or probabilities
@@ -301,7 +301,7 @@ class LogitAdjustment(keras.layers.Layer):
         from_logits: bool = True,
         **kwargs: Any,
     ):
-        # Cast, predictions would lose the mark of a softmax, and digits.
+        # A cast would drop the mark that a softmax leaves on its output, and precision.
         super().__init__(autocast=False, **kwargs)
         if binary is None:
             binary = validation.is_number(priors) or getattr(priors, "multi_label", False)
@@ -314,14 +314,14 @@ class LogitAdjustment(keras.layers.Layer):
         self.tau = float(tau)
         self.from_logits = bool(from_logits)
         if not from_logits:
-            # Of the layer, as of a `Dense`: what looks for a softmax at a model's end finds it.
+            # An attribute, as of `Dense`, by which a softmax at the end of a model is found.
             self.activation = keras.activations.get("sigmoid" if self.binary else "softmax")
 
     def __call__(self, y_pred, **kwargs):
-        if not backends.is_dense_tensor(y_pred):
-            array = targets.as_numpy("`logits`", y_pred)
+        def check(array):
             targets.check_predictions(array, self.from_logits, self.binary)
-        return super().__call__(targets.as_tensor("logits", y_pred), **kwargs)
+
+        return super().__call__(targets.as_predictions("logits", y_pred, check), **kwargs)
 
     def call(self, y_pred, training=False):
         if self.from_logits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -253,13 +254,13 @@ class BalancedLoss(keras.losses.Loss):
 
 
 def of_predictions(loss: BalancedLoss, function: Callable[[Tensor], Tensor], y_pred: Any) -> Any:
-    """Returns a function of the logits that a loss takes predictions for: of an array as one."""
+    """Applies a function to the logits that a loss reads from predictions; NumPy in, NumPy out."""
     if isinstance(y_pred, np.ndarray):
         y_pred = targets.as_numpy("`y_pred`", y_pred)
         check_predictions(loss, y_pred)
-    elif not backends.is_dense_tensor(y_pred):
-        y_pred = targets.as_tensor("y_pred", y_pred)
-        check_predictions(loss, ops.convert_to_numpy(y_pred))
+    else:
+        check = functools.partial(check_predictions, loss)
+        y_pred = targets.as_predictions("y_pred", y_pred, check)
 
     def of_tensor(y_pred):
         return function(loss.logits(y_pred))
@@ -274,7 +275,7 @@ def check_predictions(loss: BalancedLoss, y_pred: np.ndarray, least: int = 10) -
 
 
 def has_posterior(loss: BalancedLoss) -> bool:
-    """Returns whether the posterior of a loss is right: not where only its `call` is another."""
+    """Returns whether the posterior fits the loss: not if a class overrides `call` alone."""
     by_call, by_posterior = (
         next(i for i, base in enumerate(type(loss).__mro__) if method in vars(base))
         for method in ("call", "log_posterior")
@@ -283,7 +284,7 @@ def has_posterior(loss: BalancedLoss) -> bool:
 
 
 def check_posterior(loss: BalancedLoss) -> None:
-    """Raises for a loss whose posterior would be that of another `call`."""
+    """Raises for a loss that overrides `call` without its posterior."""
     if not has_posterior(loss):
         owner = next(base for base in type(loss).__mro__ if "call" in vars(base))
         whose = "" if owner is type(loss) else f", whose `call` is that of {owner.__name__}"

@@ -160,9 +160,12 @@ class RecallMetric(ClassMetric):
             sample_weight: Optional weights `(...)`, or of fewer leading axes. Keras gives those of
                 `fit` to `weighted_metrics` only.
         """
-        if self.decision is not None and not backends.is_dense_tensor(y_pred):
-            check_predictions(self.decision.loss, targets.as_numpy("`y_pred`", y_pred))
-        y_true, y_pred = map(targets.as_tensor, ("y_true", "y_pred"), (y_true, y_pred))
+        y_true = targets.as_tensor("y_true", y_true)
+        if self.decision is None:
+            y_pred = targets.as_tensor("y_pred", y_pred)
+        else:
+            check = functools.partial(check_predictions, self.decision.loss)
+            y_pred = targets.as_predictions("y_pred", y_pred, check)
         y_true, weights = self._flatten(y_true, y_pred, sample_weight)
         if self.decision is None:
             predicted = backends.argmax(formula.as_full_precision(y_pred))

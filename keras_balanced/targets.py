@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -279,10 +280,18 @@ def match_binary(
     return y_true, logits
 
 
+def as_predictions(name: str, values: Any, check: Callable[[np.ndarray], None]) -> Tensor:
+    """Returns predictions as a tensor; `check` sees those that are not a tensor yet."""
+    if not backends.is_dense_tensor(values):
+        check(as_numpy(f"`{name}`", values))
+    return as_tensor(name, values)
+
+
 def check_predictions(y_pred: np.ndarray, from_logits: bool, binary: bool, least: int = 10) -> None:
     """Raises for an array of probabilities where logits are wanted, or the other way round.
 
-    Arrays bear no mark of a softmax. Of fewer than `least` rows a sum of 1 may be chance.
+    An array does not show that it came out of a softmax; its rows sum to 1. In fewer rows than
+    `least` that may be chance.
     """
     if not from_logits:
         if (y_pred < 0).any():
@@ -292,7 +301,7 @@ def check_predictions(y_pred: np.ndarray, from_logits: bool, binary: bool, least
             )
     elif not binary and y_pred.ndim > 1 and math.prod(y_pred.shape[:-1]) >= least:
         sums = y_pred.sum(axis=-1, dtype="float64")
-        # bfloat16 has three digits.
+        # The softmax of bfloat16 numbers is off by some thousandths.
         if (y_pred >= 0).all() and np.allclose(sums, 1.0, atol=1e-2):
             raise ValueError(
                 "`y_pred` must be logits, since `from_logits=True`. Received: numbers "

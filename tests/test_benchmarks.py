@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import questions, reporting, store
+from benchmarks import long_trainings, questions, reporting, store
+from benchmarks.questions import literature
 
 TRY = '''"""Is the second seed luckier?
 
@@ -123,9 +124,6 @@ def test_a_line_that_was_cut_short_is_no_run(tmp_path, capsys):
 
 def test_the_published_table():
     """Each number beside what was trained, and what is still to be trained."""
-    from benchmarks import long_trainings
-    from benchmarks.questions import literature
-
     ce, logit_adjusted, *others = long_trainings.ROWS
     result = {"recalls": [0.7] * 10, "recalls_of_posterior": [0.76] * 10, "images_per_second": 300}
     result |= {"train_recalls": [0.9] * 10, "seconds": 8000}

@@ -483,9 +483,8 @@ def test_number_of_batches(name, make):
     assert reading.number_of_batches(data) == expected
 
 
-@pytest.mark.parametrize(
-    "reader", [r for r in READERS if r != "PerClassReport"]
-)  # It reads each epoch.
+# The report reads its data again in each epoch.
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "PerClassReport"])
 def test_steps_take_no_batch_more_than_they_read(reader):
     rest = iter(batches((X, Y, W)))
     READERS[reader][0](rest, X, steps=2)

@@ -1,4 +1,4 @@
-"""Which loss is best on real tables, and does q or an offset help where labels are wrong?
+"""Which loss is best on real tables? With wrong labels, does q > 0 or a logit adjustment help?
 
 KEEL's imbalanced tables, which the field compares on: all with two classes and at least 20 examples
 of the rarer one, with 2 to 100 of the other for each. One network (64 hidden units, one logit) and
